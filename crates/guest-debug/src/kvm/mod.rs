@@ -1,0 +1,33 @@
+//! KVM behind the hypervisor trait.
+//!
+//! All that depends on the host's architecture is in this module: the trait's implementation for
+//! [`kvm_ioctls::VcpuFd`] exists on arm64 hosts, the rest compiles everywhere.
+
+#[cfg(target_arch = "aarch64")]
+mod arm64;
+pub mod regid;
+
+use crate::DebugCaps;
+use kvm_ioctls::{Cap, VmFd};
+
+/// What this host's KVM can do for a debugger, by `KVM_CHECK_EXTENSION` on the VM
+/// (kernel: `kvm_vm_ioctl_check_extension`, arch/arm64/kvm/arm.c and reset.c).
+pub fn probe(vm: &VmFd) -> DebugCaps {
+    // KVM answers 0 for what it does not know, and a negative number never for these.
+    let count = |cap: u32| vm.check_extension_raw(cap.into()).max(0);
+    DebugCaps {
+        guest_debug: vm.check_extension(Cap::SetGuestDebug),
+        hw_bps: count(kvm_bindings::KVM_CAP_GUEST_DEBUG_HW_BPS) as usize,
+        hw_wps: count(kvm_bindings::KVM_CAP_GUEST_DEBUG_HW_WPS) as usize,
+        control_flags: count(kvm_bindings::KVM_CAP_SET_GUEST_DEBUG2) as u32,
+    }
+}
+
+/// Makes `length` bytes of code at `start` in this process visible to instruction fetches through any other
+/// mapping of them.
+#[cfg(target_arch = "aarch64")]
+pub(crate) use arm64::sync_icache;
+
+/// Instruction caches of other architectures are coherent with stores.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) fn sync_icache(_start: *const u8, _length: usize) {}

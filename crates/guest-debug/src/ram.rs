@@ -1,0 +1,69 @@
+//! Guest memory by physical address, as the session uses it.
+
+use thiserror::Error;
+use vm_memory::{Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
+
+/// A range of guest-physical memory is not RAM.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+#[error("guest-physical memory {address:#x}, {length} bytes, is not RAM")]
+pub struct RamError {
+    /// First address of the range.
+    pub address: u64,
+    /// Its length in bytes.
+    pub length: usize,
+}
+
+/// Guest memory behind an object-safe trait.
+///
+/// Every [`GuestAddressSpace`] of vm-memory implements it, so a VMM hands over its memory as it is, and
+/// vm-memory's dirty bitmap sees every byte that is written.
+pub trait GuestRam: Send + Sync {
+    /// Fills `data` from `address`. Nothing is promised about `data` after an error.
+    ///
+    /// # Errors
+    ///
+    /// [`RamError`] when a byte of the range is not RAM.
+    fn read(&self, address: GuestAddress, data: &mut [u8]) -> Result<(), RamError>;
+
+    /// Writes `data` at `address`, all of it or none.
+    ///
+    /// # Errors
+    ///
+    /// [`RamError`] when a byte of the range is not RAM; nothing was written then.
+    fn write(&self, address: GuestAddress, data: &[u8]) -> Result<(), RamError>;
+
+    /// Makes code that was just written visible to instruction fetches of every vCPU. Nothing to do where
+    /// instruction caches are coherent with stores.
+    fn sync_code(&self, address: GuestAddress, length: usize) {
+        let _ = (address, length);
+    }
+}
+
+impl<S> GuestRam for S
+where
+    S: GuestAddressSpace + Send + Sync,
+{
+    fn read(&self, address: GuestAddress, data: &mut [u8]) -> Result<(), RamError> {
+        let error = RamError { address: address.raw_value(), length: data.len() };
+        self.memory().read_slice(data, address).map_err(|_| error)
+    }
+
+    fn write(&self, address: GuestAddress, data: &[u8]) -> Result<(), RamError> {
+        let error = RamError { address: address.raw_value(), length: data.len() };
+        let memory = self.memory();
+        if !memory.check_range(address, data.len(), Permissions::Write) {
+            return Err(error);
+        }
+        memory.write_slice(data, address).map_err(|_| error)
+    }
+
+    #[cfg(all(feature = "kvm", target_os = "linux"))]
+    fn sync_code(&self, address: GuestAddress, length: usize) {
+        if let Ok(slices) = self.memory().get_slices(address, length, Permissions::Read) {
+            for slice in slices.flatten() {
+                let guard = slice.ptr_guard();
+                crate::kvm::sync_icache(guard.as_ptr(), slice.len());
+            }
+        }
+    }
+}

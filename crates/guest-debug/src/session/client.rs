@@ -1,0 +1,292 @@
+//! The client's side of a session: attach, breakpoints, resume, stops.
+
+use super::control::{Ended, Order};
+use super::software::{InsertError, Removed};
+use super::table::Watch;
+use super::{BreakpointInfo, DebugSession, SessionError, free};
+use crate::arm64::{Reg, watch};
+use crate::{Breakpoint, ResumeAction, StopEvent, StopReason, VcpuId};
+use std::sync::Arc;
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+impl DebugSession {
+    /// Gives the session to a client and stops every vCPU.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::AlreadyAttached`], [`SessionError::Host`], [`SessionError::Stuck`]; the guest runs on then.
+    pub fn attach(&self) -> Result<(), SessionError> {
+        if self.host.get().is_none() {
+            return Err(SessionError::Host);
+        }
+        let mut tables = self.tables();
+        if tables.attached {
+            return Err(SessionError::AlreadyAttached);
+        }
+        self.halt()?;
+        tables.attached = true;
+        self.queue().clear();
+        Ok(())
+    }
+
+    /// Takes the session from its client: removes every breakpoint and lets every vCPU run. Nothing stays
+    /// behind in guest memory, and KVM's debug settings go before a vCPU enters the guest again.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Stuck`] with the client still attached. [`SessionError::Ram`] when an original
+    /// instruction can't be put back because the VMM took its memory away; the client is detached all the same.
+    pub fn detach(&self) -> Result<(), SessionError> {
+        let mut tables = self.tables();
+        self.halt()?;
+        tables.attached = false;
+        tables.hardware.clear();
+        tables.watches.clear();
+        let cleared = self.software_mut().clear(&*self.ram);
+        self.queue().clear();
+        let _ = self.doorbell.read();
+        let plan = Arc::new(tables.plan());
+        for slot in &self.vcpus {
+            slot.release(free(), plan.clone());
+        }
+        Ok(cleared?)
+    }
+
+    /// Whether a client owns the session.
+    pub fn attached(&self) -> bool {
+        self.tables().attached
+    }
+
+    /// Stops every vCPU. If nothing else has stopped the VM by then, the next stop is [`StopReason::Interrupt`]
+    /// of vCPU 0.
+    pub fn interrupt(&self) {
+        let mut queue = self.queue();
+        if queue.is_empty() {
+            queue.push(StopEvent { vcpu: VcpuId(0), reason: StopReason::Interrupt });
+        }
+        drop(queue);
+        self.stop_all();
+        self.ring();
+    }
+
+    /// Readable while a stop may be waiting in [`DebugSession::take_stop`].
+    pub fn stop_fd(&self) -> &EventFd {
+        &self.doorbell
+    }
+
+    /// The next stop, once every vCPU is out of guest code. `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Stuck`]; the stop is still there for the next call.
+    pub fn take_stop(&self) -> Result<Option<StopEvent>, SessionError> {
+        if self.queue().is_empty() {
+            let _ = self.doorbell.read();
+            // One that arrived between the look and the read rang in vain.
+            if self.queue().is_empty() {
+                return Ok(None);
+            }
+        }
+        // A vCPU that was resumed while another one hit missed that one's call to stop.
+        self.halt()?;
+        let _ = self.doorbell.read();
+        let Some(event) = self.queue().pop() else { return Ok(None) };
+        let pc = self.stopped(event.vcpu).ok().and_then(|vcpu| vcpu.get_u64(Reg::Pc).ok());
+        if event.reason != StopReason::Interrupt {
+            self.slot(event.vcpu)?.set_reported(pc);
+        }
+        Ok(Some(event))
+    }
+
+    /// Resumes the VM. A vCPU that is not named continues.
+    ///
+    /// Stops that the client has not fetched yet are reported at once, if their breakpoint is still there and
+    /// their vCPU would run; nothing runs then. A vCPU that sits on a breakpoint which the client was told of
+    /// executes that instruction first, without hitting it again; for a software breakpoint it does so alone.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NotAttached`], [`SessionError::NotStopped`] when a vCPU still runs,
+    /// [`SessionError::NoSuchVcpu`], [`SessionError::Ram`]. Nothing runs then.
+    pub fn resume(&self, actions: &[(VcpuId, ResumeAction)]) -> Result<(), SessionError> {
+        let tables = self.tables();
+        if !tables.attached {
+            return Err(SessionError::NotAttached);
+        }
+        let mut all = vec![ResumeAction::Continue; self.vcpus.len()];
+        for (id, action) in actions {
+            self.slot(*id)?;
+            if let Some(slot) = all.get_mut(id.0 as usize) {
+                *slot = action.clone();
+            }
+        }
+        self.halt()?;
+        if self.keep_pending(&tables, &all) {
+            self.ring();
+            return Ok(());
+        }
+        let plan = Arc::new(tables.plan());
+        let mut stepped = false;
+        for (id, slot) in self.slots() {
+            let Some(action) = all.get_mut(id.0 as usize) else { continue };
+            if *action == ResumeAction::Stay {
+                continue;
+            }
+            let Some(gpa) = self.software_under(id) else { continue };
+            self.software_mut().lift_one(gpa, &*self.ram)?;
+            slot.release(Order::StepQuietly, plan.clone());
+            let parked = slot.wait_parked(super::STOP_TIMEOUT);
+            self.software_mut().plant_one(gpa, &*self.ram)?;
+            if !parked {
+                return Err(SessionError::Stuck(id));
+            }
+            let asked = match action {
+                ResumeAction::Step => true,
+                ResumeAction::StepRange(range) => !self.pc(id).is_some_and(|pc| range.contains(&pc)),
+                ResumeAction::Continue | ResumeAction::Stay => false,
+            };
+            if slot.ended() == Ended::Stepped && asked {
+                // The step that the client asked for has just been made.
+                *action = ResumeAction::Stay;
+                self.queue().push(StopEvent { vcpu: id, reason: StopReason::Step });
+                stepped = true;
+            }
+        }
+        if stepped || !self.queue().is_empty() {
+            self.ring();
+            return Ok(());
+        }
+        for ((id, slot), action) in self.slots().zip(all) {
+            let order = match action {
+                ResumeAction::Stay => Order::Stay,
+                action => Order::Go { action, over: self.told_of_breakpoint(&plan, id) },
+            };
+            slot.release(order, plan.clone());
+        }
+        Ok(())
+    }
+
+    /// Inserts a breakpoint. A software breakpoint's address is translated in the address space that `vcpu` is
+    /// in. Inserting the same one again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NoBreakpointSlot`], [`SessionError::NoWatchpointSlot`], [`SessionError::Address`],
+    /// [`SessionError::Watch`], [`SessionError::Translate`], [`SessionError::Ram`], [`SessionError::NotStopped`],
+    /// [`SessionError::NotAttached`].
+    pub fn insert(&self, vcpu: VcpuId, breakpoint: Breakpoint) -> Result<(), SessionError> {
+        let mut tables = self.tables();
+        if !tables.attached {
+            return Err(SessionError::NotAttached);
+        }
+        self.all_stopped()?;
+        match breakpoint {
+            Breakpoint::Hardware(address) => tables.insert_hardware(address, &self.caps),
+            Breakpoint::Watch { kind, address, length } => {
+                tables.insert_watch(Watch { address, length, kind }, &self.caps)
+            }
+            Breakpoint::Software(address) => {
+                let gpa = self.translate(vcpu, address)?;
+                self.software_mut().insert(address, gpa, &*self.ram).map_err(|error| match error {
+                    InsertError::Address(error) => error.into(),
+                    InsertError::Ram(error) => error.into(),
+                })
+            }
+        }
+    }
+
+    /// Removes a breakpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NoSuchBreakpoint`], [`SessionError::NotStopped`], [`SessionError::Ram`].
+    pub fn remove(&self, breakpoint: Breakpoint) -> Result<Removed, SessionError> {
+        let mut tables = self.tables();
+        self.all_stopped()?;
+        let (removed, address) = match breakpoint {
+            Breakpoint::Hardware(address) => (tables.hardware.remove(&address).then_some(Removed::Restored), address),
+            Breakpoint::Watch { kind, address, length } => {
+                (tables.watches.remove(&Watch { address, length, kind }).then_some(Removed::Restored), address)
+            }
+            Breakpoint::Software(address) => (self.software_mut().remove(address, &*self.ram)?, address),
+        };
+        removed.ok_or(SessionError::NoSuchBreakpoint(address))
+    }
+
+    /// Everything that is inserted: hardware, watches, software, each in the order of addresses.
+    pub fn breakpoints(&self) -> Vec<BreakpointInfo> {
+        let tables = self.tables();
+        let hardware = tables.hardware.iter().map(|&address| (Breakpoint::Hardware(address), 1));
+        let watches = tables.watches.iter().map(|&Watch { address, length, kind }| {
+            let slots = watch::plan(kind, address.0, length).map_or(0, |slots| slots.len());
+            (Breakpoint::Watch { kind, address, length }, slots)
+        });
+        let registers = hardware.chain(watches);
+        let mut list: Vec<_> = registers
+            .map(|(breakpoint, slots)| BreakpointInfo { breakpoint, physical: None, armed: true, slots })
+            .collect();
+        list.extend(self.software().list().into_iter().map(|(name, gpa, armed)| BreakpointInfo {
+            breakpoint: Breakpoint::Software(name),
+            physical: Some(gpa),
+            armed,
+            slots: 0,
+        }));
+        list
+    }
+
+    /// Drops the stops that no longer hold and answers whether one must be reported before anything runs.
+    ///
+    /// A dropped hit is not lost: its instruction has not executed, so the vCPU hits again when it runs, if the
+    /// breakpoint is there by then.
+    fn keep_pending(&self, tables: &super::Tables, actions: &[ResumeAction]) -> bool {
+        let runs = |id: VcpuId| actions.get(id.0 as usize).is_some_and(|action| *action != ResumeAction::Stay);
+        let holds = |event: &StopEvent| match event.reason {
+            StopReason::HardwareBreakpoint(at) => tables.hardware.contains(&at) && self.is_at(event.vcpu, at.0),
+            StopReason::SoftwareBreakpoint(at) => {
+                self.is_at(event.vcpu, at.0) && self.software_at(event.vcpu).is_some()
+            }
+            StopReason::Watchpoint { kind, address } => {
+                let covers = |watch: &Watch| address.0.wrapping_sub(watch.address.0) < watch.length;
+                tables.watches.iter().any(|watch| watch.kind == kind && covers(watch))
+            }
+            StopReason::Step | StopReason::Interrupt => false,
+            StopReason::Unsupported(_) => true,
+        };
+        self.queue().review(runs, holds)
+    }
+
+    fn all_stopped(&self) -> Result<(), SessionError> {
+        let running = self.slots().find(|(_, slot)| slot.state() == crate::VcpuState::Running);
+        running.map_or(Ok(()), |(id, _)| Err(SessionError::NotStopped(id)))
+    }
+
+    fn pc(&self, id: VcpuId) -> Option<u64> {
+        self.stopped(id).ok()?.get_u64(Reg::Pc).ok()
+    }
+
+    fn is_at(&self, id: VcpuId, pc: u64) -> bool {
+        self.pc(id) == Some(pc)
+    }
+
+    /// The planted software breakpoint under a vCPU's program counter.
+    fn software_at(&self, id: VcpuId) -> Option<GuestAddress> {
+        let gpa = self.translate(id, crate::Gva(self.pc(id)?)).ok()?;
+        self.software().is_planted(gpa).then_some(gpa)
+    }
+
+    /// The same, if the client was told that this vCPU is there.
+    fn software_under(&self, id: VcpuId) -> Option<GuestAddress> {
+        let told = self.slot(id).ok()?.reported_at()?;
+        if self.software().is_empty() || !self.is_at(id, told) {
+            return None;
+        }
+        self.software_at(id)
+    }
+
+    /// Whether the vCPU sits on a hardware breakpoint that the client was told of.
+    fn told_of_breakpoint(&self, plan: &super::table::Plan, id: VcpuId) -> bool {
+        let Some(told) = self.slot(id).ok().and_then(|slot| slot.reported_at()) else { return false };
+        plan.has_breakpoint(told) && self.is_at(id, told)
+    }
+}

@@ -1,0 +1,196 @@
+//! The meeting point of a vCPU's thread and everybody who wants it to stop or go on.
+
+use super::table::Plan;
+use crate::{ResumeAction, VcpuState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a vCPU is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Stay stopped.
+    Stay,
+    /// Go on as the client said. With `over`, the hardware breakpoint under the program counter was reported
+    /// already, and does not count for the first instruction.
+    Go { action: ResumeAction, over: bool },
+    /// Execute one instruction for the session itself; nobody is told.
+    StepQuietly,
+}
+
+/// How the last order ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Nothing was executed for it, or it was cut short.
+    Unfinished,
+    /// The one instruction of [`Order::StepQuietly`] has executed.
+    Stepped,
+}
+
+#[derive(Debug)]
+struct Shared {
+    online: bool,
+    parked: bool,
+    closed: bool,
+    order: Order,
+    ended: Ended,
+    plan: Arc<Plan>,
+    /// The program counter at the stop that the client was told of, until the vCPU executes something.
+    reported_at: Option<u64>,
+}
+
+/// Shared state of one vCPU. Its mutex is this vCPU's own: no other vCPU's thread waits for it while it runs.
+#[derive(Debug)]
+pub(super) struct VcpuSlot {
+    shared: Mutex<Shared>,
+    changed: Condvar,
+    stop: AtomicBool,
+    reset: AtomicBool,
+}
+
+/// A vCPU's thread was released.
+pub(super) struct Release {
+    pub(super) order: Order,
+    pub(super) plan: Arc<Plan>,
+    /// The client was told that the vCPU is where it is.
+    pub(super) told: bool,
+}
+
+impl VcpuSlot {
+    pub(super) fn new(order: Order) -> Self {
+        let stop = AtomicBool::new(order == Order::Stay);
+        let shared = Shared {
+            online: false,
+            parked: false,
+            closed: false,
+            order,
+            ended: Ended::Unfinished,
+            plan: Arc::default(),
+            reported_at: None,
+        };
+        Self { shared: Mutex::new(shared), changed: Condvar::new(), stop, reset: AtomicBool::new(false) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // Every update of `Shared` is a plain assignment, so it is whole even after a panic elsewhere.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // -- the vCPU's thread
+
+    /// Blocks until the vCPU may go on. `None` when its session is closed.
+    pub(super) fn park(&self) -> Option<Release> {
+        let mut shared = self.lock();
+        shared.online = true;
+        while shared.order == Order::Stay && !shared.closed {
+            if !shared.parked {
+                shared.parked = true;
+                self.changed.notify_all();
+            }
+            shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+        if shared.closed {
+            shared.parked = true;
+            self.changed.notify_all();
+            return None;
+        }
+        shared.parked = false;
+        Some(Release { order: shared.order.clone(), plan: shared.plan.clone(), told: shared.reported_at.is_some() })
+    }
+
+    /// Whether the thread must come back to [`Self::park`]. Takes no lock.
+    pub(super) fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// The vCPU was reset: what its thread believes about its registers is void.
+    pub(super) fn take_reset(&self) -> bool {
+        // The swap alone would write a shared line at every entry.
+        self.reset.load(Ordering::Acquire) && self.reset.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn finish(&self, ended: Ended) {
+        let mut shared = self.lock();
+        shared.ended = ended;
+        shared.order = Order::Stay;
+        self.stop.store(true, Ordering::Release);
+    }
+
+    pub(super) fn go_offline(&self) {
+        let mut shared = self.lock();
+        shared.online = false;
+        shared.parked = false;
+        self.changed.notify_all();
+    }
+
+    // -- everybody else
+
+    /// Asks for a stop. Answers whether the vCPU must be kicked for it.
+    pub(super) fn request_stop(&self) -> bool {
+        let mut shared = self.lock();
+        shared.order = Order::Stay;
+        self.stop.store(true, Ordering::Release);
+        shared.online && !shared.parked
+    }
+
+    /// Waits until the thread is parked. Answers false when it is not, after `timeout`.
+    pub(super) fn wait_parked(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut shared = self.lock();
+        while shared.online && !shared.parked {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            shared = self.changed.wait_timeout(shared, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Gives a stopped vCPU its order.
+    pub(super) fn release(&self, order: Order, plan: Arc<Plan>) {
+        let mut shared = self.lock();
+        self.stop.store(order == Order::Stay, Ordering::Release);
+        if order != Order::Stay {
+            shared.ended = Ended::Unfinished;
+            // From here on it counts as running, even before its thread wakes.
+            shared.parked = false;
+        }
+        shared.order = order;
+        shared.plan = plan;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn ended(&self) -> Ended {
+        self.lock().ended
+    }
+
+    pub(super) fn state(&self) -> VcpuState {
+        let shared = self.lock();
+        match (shared.online, shared.parked) {
+            (false, _) => VcpuState::Offline,
+            (true, true) => VcpuState::Stopped,
+            (true, false) => VcpuState::Running,
+        }
+    }
+
+    pub(super) fn set_reported(&self, pc: Option<u64>) {
+        self.lock().reported_at = pc;
+    }
+
+    pub(super) fn reported_at(&self) -> Option<u64> {
+        self.lock().reported_at
+    }
+
+    pub(super) fn reset(&self) {
+        self.reset.store(true, Ordering::Release);
+        self.lock().reported_at = None;
+    }
+
+    pub(super) fn close(&self) {
+        let mut shared = self.lock();
+        shared.closed = true;
+        self.stop.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+}

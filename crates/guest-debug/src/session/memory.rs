@@ -1,0 +1,174 @@
+//! Guest memory and registers, as the client sees them.
+
+use super::{DebugSession, SessionError};
+use crate::arm64::translate::{self, Regime, Translation};
+use crate::arm64::{Reg, SysReg};
+use crate::{DebugVcpu, Gva, VcpuError, VcpuId};
+use vm_memory::GuestAddress;
+
+/// The smallest granule: RAM begins and ends on such a boundary.
+const PAGE: usize = 4096;
+
+impl DebugSession {
+    /// Reads memory by guest-virtual address in the address space that `vcpu` is in, without the session's own
+    /// BRKs. The answer is shorter than `length` where a page behind the first one can't be read.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Translate`] or [`SessionError::Ram`] when the first byte can't be read,
+    /// [`SessionError::NotStopped`].
+    pub fn read_memory(&self, vcpu: VcpuId, address: Gva, length: usize) -> Result<Vec<u8>, SessionError> {
+        let regime = self.regime(vcpu)?;
+        let mut data = Vec::new();
+        while data.len() < length {
+            let at = address.0.wrapping_add(data.len() as u64);
+            match self.read_piece(&regime, at, length - data.len()) {
+                Ok(piece) => data.extend(piece),
+                Err(error) if data.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(data)
+    }
+
+    fn read_piece(&self, regime: &Regime, at: u64, left: usize) -> Result<Vec<u8>, SessionError> {
+        let (gpa, run) = self.run_of(regime, at)?;
+        let whole = left.min(run);
+        // A block may reach beyond RAM; up to the end of its page it can't.
+        let page = whole.min(PAGE - (gpa.0 % PAGE as u64) as usize);
+        let read = |length| self.read_physical(gpa, length);
+        read(whole).or_else(|error| if page < whole { read(page) } else { Err(error) })
+    }
+
+    /// Writes memory by guest-virtual address, all of it or none. Planted breakpoints stay planted: what falls
+    /// on one becomes its original instruction.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Translate`], [`SessionError::Ram`], [`SessionError::NotStopped`]; nothing was written.
+    pub fn write_memory(&self, vcpu: VcpuId, address: Gva, data: &[u8]) -> Result<(), SessionError> {
+        let regime = self.regime(vcpu)?;
+        let mut pieces = Vec::new();
+        let mut left = data;
+        while !left.is_empty() {
+            let at = address.0.wrapping_add((data.len() - left.len()) as u64);
+            let (gpa, run) = self.run_of(&regime, at)?;
+            let (piece, rest) = left.split_at(left.len().min(run));
+            // Reading tells whether it is RAM before anything has been written.
+            self.ram.read(gpa, &mut vec![0; piece.len()])?;
+            pieces.push((gpa, piece));
+            left = rest;
+        }
+        let mut software = self.software_mut();
+        for (gpa, piece) in pieces {
+            software.write(gpa, piece, &*self.ram)?;
+        }
+        Ok(())
+    }
+
+    /// Reads guest-physical memory, without the session's own BRKs.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Ram`] when a byte of it is not RAM.
+    pub fn read_physical(&self, address: GuestAddress, length: usize) -> Result<Vec<u8>, SessionError> {
+        let mut data = vec![0; length];
+        self.software().read(address, &mut data, &*self.ram)?;
+        Ok(data)
+    }
+
+    /// Writes guest-physical memory, as [`Self::write_memory`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Ram`]; nothing was written.
+    pub fn write_physical(&self, address: GuestAddress, data: &[u8]) -> Result<(), SessionError> {
+        Ok(self.software_mut().write(address, data, &*self.ram)?)
+    }
+
+    /// Translates an address in the address space that `vcpu` is in.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Translate`], [`SessionError::NotStopped`].
+    pub fn translate(&self, vcpu: VcpuId, address: Gva) -> Result<GuestAddress, SessionError> {
+        Ok(GuestAddress(self.lookup(vcpu, address)?.gpa))
+    }
+
+    /// The same, with the size and permissions of the page or block.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::translate`].
+    pub fn lookup(&self, vcpu: VcpuId, address: Gva) -> Result<Translation, SessionError> {
+        let regime = self.regime(vcpu)?;
+        Ok(translate::translate(&regime, address.0, &*self.ram)?)
+    }
+
+    /// Reads a register of a stopped vCPU, little-endian, [`Reg::size`] bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Vcpu`] when the vCPU has no such register, [`SessionError::NotStopped`].
+    pub fn read_register(&self, vcpu: VcpuId, reg: Reg) -> Result<Vec<u8>, SessionError> {
+        let mut value = vec![0; reg.size()];
+        self.stopped(vcpu)?.get_reg(reg, &mut value).map_err(|source| SessionError::Vcpu { vcpu, source })?;
+        Ok(value)
+    }
+
+    /// Writes a register of a stopped vCPU, little-endian, [`Reg::size`] bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read_register`]; also when the register is read-only.
+    pub fn write_register(&self, vcpu: VcpuId, reg: Reg, value: &[u8]) -> Result<(), SessionError> {
+        self.stopped(vcpu)?.set_reg(reg, value).map_err(|source| SessionError::Vcpu { vcpu, source })
+    }
+
+    /// Every register that a vCPU has.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read_register`].
+    pub fn register_list(&self, vcpu: VcpuId) -> Result<Vec<Reg>, SessionError> {
+        self.stopped(vcpu)?.reg_list().map_err(|source| SessionError::Vcpu { vcpu, source })
+    }
+
+    /// The instruction that the guest has at `pc`, seen by a vCPU's own thread.
+    pub(super) fn fetch(&self, vcpu: &dyn DebugVcpu, pc: u64) -> Result<u32, SessionError> {
+        let gpa = self.translate_by(vcpu, Gva(pc))?;
+        let mut word = [0; 4];
+        self.software().read(gpa, &mut word, &*self.ram)?;
+        Ok(u32::from_le_bytes(word))
+    }
+
+    /// Translates for a vCPU's own thread.
+    pub(super) fn translate_by(&self, vcpu: &dyn DebugVcpu, address: Gva) -> Result<GuestAddress, SessionError> {
+        let regime = read_regime(vcpu).map_err(|source| SessionError::Vcpu { vcpu: VcpuId(0), source })?;
+        Ok(GuestAddress(translate::translate(&regime, address.0, &*self.ram)?.gpa))
+    }
+
+    fn regime(&self, vcpu: VcpuId) -> Result<Regime, SessionError> {
+        read_regime(&*self.stopped(vcpu)?).map_err(|source| SessionError::Vcpu { vcpu, source })
+    }
+
+    /// Where `at` is, and how many bytes follow it contiguously.
+    fn run_of(&self, regime: &Regime, at: u64) -> Result<(GuestAddress, usize), SessionError> {
+        let found = translate::translate(regime, at, &*self.ram)?;
+        let offset = found.gpa & (found.block_size - 1);
+        let run = usize::try_from(found.block_size - offset).unwrap_or(usize::MAX);
+        Ok((GuestAddress(found.gpa), run))
+    }
+}
+
+fn read_regime(vcpu: &dyn DebugVcpu) -> Result<Regime, VcpuError> {
+    let sys = |reg| vcpu.get_u64(Reg::Sys(reg));
+    Ok(Regime {
+        sctlr: sys(SysReg::SCTLR_EL1)?,
+        tcr: sys(SysReg::TCR_EL1)?,
+        ttbr0: sys(SysReg::TTBR0_EL1)?,
+        ttbr1: sys(SysReg::TTBR1_EL1)?,
+        mmfr0: sys(SysReg::ID_AA64MMFR0_EL1)?,
+        mmfr2: sys(SysReg::ID_AA64MMFR2_EL1).unwrap_or(0),
+    })
+}

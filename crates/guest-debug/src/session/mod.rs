@@ -1,0 +1,246 @@
+//! The debug session: everything that a debugger has set up in a VM.
+//!
+//! The session belongs to the VM and is shared by three parties. A client's thread inserts breakpoints, resumes
+//! and asks for stops. Each vCPU's thread runs a [`VcpuDebugger`], which arms KVM before it enters the guest and
+//! looks at what comes out. The VMM kicks vCPUs out of guest code when the session asks for it.
+//!
+//! ```text
+//!   client thread            DebugSession                     vCPU threads
+//!   insert, remove  ----->   tables, software breakpoints
+//!   resume          ----->   plan, one order per vCPU  ----->  wait -> before_run -> KVM_RUN -> on_debug_exit
+//!   take_stop       <-----   queue of stop events     <-----  stop: all others are kicked and park
+//! ```
+
+mod client;
+mod control;
+mod error;
+mod memory;
+mod queue;
+mod runner;
+mod software;
+mod step;
+mod table;
+
+pub use error::SessionError;
+pub use runner::{Entry, VcpuDebugger, Wait};
+pub use software::Removed;
+
+use crate::{Breakpoint, DebugCaps, DebugVcpu, GuestRam, StopEvent, VcpuId, VcpuState};
+use control::{Order, VcpuSlot};
+use queue::StopQueue;
+use software::SoftwareBreakpoints;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+use table::Tables;
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// How long a kicked vCPU may take to leave guest code. A thread that takes longer is blocked in the VMM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What the VMM does for the session.
+pub trait VmHost: Send + Sync {
+    /// Access to a vCPU's registers. The session calls it for stopped vCPUs only, so it may take the lock that
+    /// the vCPU's thread holds while the guest runs.
+    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu>>;
+
+    /// Makes a vCPU leave guest code soon, and its thread call [`VcpuDebugger::wait`]. A kick must not be lost
+    /// when it arrives just before the thread enters the guest.
+    fn kick(&self, id: VcpuId);
+}
+
+/// A breakpoint in the session's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakpointInfo {
+    /// What was inserted.
+    pub breakpoint: Breakpoint,
+    /// Where a software breakpoint was planted.
+    pub physical: Option<GuestAddress>,
+    /// Whether it can hit: false for a software breakpoint whose place holds other code since a reboot.
+    pub armed: bool,
+    /// Watchpoint or breakpoint slots that it takes.
+    pub slots: usize,
+}
+
+/// A VM's debug session. See the [module documentation](self).
+pub struct DebugSession {
+    caps: DebugCaps,
+    ram: Arc<dyn GuestRam>,
+    host: OnceLock<Box<dyn VmHost>>,
+    vcpus: Vec<VcpuSlot>,
+    tables: Mutex<Tables>,
+    /// Written only while every vCPU is stopped, so that no vCPU's thread ever waits for a read.
+    software: RwLock<SoftwareBreakpoints>,
+    stops: Mutex<StopQueue>,
+    doorbell: EventFd,
+}
+
+impl std::fmt::Debug for DebugSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DebugSession").field("caps", &self.caps).field("vcpus", &self.vcpus).finish_non_exhaustive()
+    }
+}
+
+impl DebugSession {
+    /// A session for a VM with `vcpus` vCPUs, nothing armed. With `hold`, no vCPU executes an instruction until
+    /// a client resumes it.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NoVcpus`], [`SessionError::NoGuestDebug`], [`SessionError::Event`].
+    pub fn new(vcpus: u32, caps: DebugCaps, ram: Arc<dyn GuestRam>, hold: bool) -> Result<Arc<Self>, SessionError> {
+        if vcpus == 0 {
+            return Err(SessionError::NoVcpus);
+        }
+        if !caps.guest_debug {
+            return Err(SessionError::NoGuestDebug);
+        }
+        let order = if hold { Order::Stay } else { free() };
+        Ok(Arc::new(Self {
+            caps,
+            ram,
+            host: OnceLock::new(),
+            vcpus: (0..vcpus).map(|_| VcpuSlot::new(order.clone())).collect(),
+            tables: Mutex::default(),
+            software: RwLock::default(),
+            stops: Mutex::default(),
+            doorbell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SessionError::Event)?,
+        }))
+    }
+
+    /// Tells the session how to reach the vCPUs. Once, before a client attaches.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Host`] the second time.
+    pub fn set_host(&self, host: Box<dyn VmHost>) -> Result<(), SessionError> {
+        self.host.set(host).map_err(|_| SessionError::Host)
+    }
+
+    /// What the host can do.
+    pub fn caps(&self) -> &DebugCaps {
+        &self.caps
+    }
+
+    /// The debugger's part of a vCPU's thread.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NoSuchVcpu`].
+    pub fn vcpu_thread(self: &Arc<Self>, id: VcpuId) -> Result<VcpuDebugger, SessionError> {
+        self.slot(id)?;
+        Ok(VcpuDebugger::new(self.clone(), id))
+    }
+
+    /// What every vCPU is doing, in the order of their numbers.
+    pub fn vcpu_states(&self) -> Vec<VcpuState> {
+        self.vcpus.iter().map(VcpuSlot::state).collect()
+    }
+
+    /// Ends the session with its VM: every vCPU's thread gets [`Wait::Closed`].
+    pub fn close(&self) {
+        for (id, slot) in self.slots() {
+            slot.close();
+            if let Some(host) = self.host.get() {
+                host.kick(id);
+            }
+        }
+    }
+
+    /// Call with all vCPUs out of guest code, before the VMM reloads memory for a reboot: original instructions
+    /// are put back.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Ram`] when a place is no longer RAM; all others were put back.
+    pub fn before_reset(&self) -> Result<(), SessionError> {
+        Ok(self.software_mut().lift_all(&*self.ram)?)
+    }
+
+    /// Call after memory was reloaded and the vCPUs were reset, before they run: everything is armed again.
+    /// A software breakpoint is planted again where the same instruction stands; elsewhere it waits, since the
+    /// place belongs to another program now.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Ram`] when memory can't be written.
+    pub fn after_reset(&self) -> Result<(), SessionError> {
+        for slot in &self.vcpus {
+            slot.reset();
+        }
+        Ok(self.software_mut().plant_all(&*self.ram)?)
+    }
+
+    /// Queues a stop and brings every other vCPU to a halt. Called by the vCPU's own thread.
+    fn report(&self, event: StopEvent) {
+        self.queue().push(event);
+        self.stop_all();
+        self.ring();
+    }
+
+    fn ring(&self) {
+        // The counter of a non-blocking eventfd is full only while the client has 2^64 - 2 rings to fetch.
+        let _ = self.doorbell.write(1);
+    }
+
+    /// Asks every vCPU to stop, and kicks those that run. Does not wait.
+    fn stop_all(&self) {
+        for (id, slot) in self.slots() {
+            if slot.request_stop()
+                && let Some(host) = self.host.get()
+            {
+                host.kick(id);
+            }
+        }
+    }
+
+    /// Stops every vCPU and waits until all are out of guest code.
+    fn halt(&self) -> Result<(), SessionError> {
+        self.stop_all();
+        for (id, slot) in self.slots() {
+            if !slot.wait_parked(STOP_TIMEOUT) {
+                return Err(SessionError::Stuck(id));
+            }
+        }
+        Ok(())
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (VcpuId, &VcpuSlot)> {
+        (0..).map(VcpuId).zip(&self.vcpus)
+    }
+
+    fn slot(&self, vcpu: VcpuId) -> Result<&VcpuSlot, SessionError> {
+        let missing = SessionError::NoSuchVcpu { vcpu, count: self.vcpus.len() };
+        self.vcpus.get(vcpu.0 as usize).ok_or(missing)
+    }
+
+    /// A vCPU that is not in guest code, for register access.
+    fn stopped(&self, id: VcpuId) -> Result<Arc<dyn DebugVcpu>, SessionError> {
+        if self.slot(id)?.state() == VcpuState::Running {
+            return Err(SessionError::NotStopped(id));
+        }
+        let missing = SessionError::NoSuchVcpu { vcpu: id, count: self.vcpus.len() };
+        self.host.get().ok_or(SessionError::Host)?.vcpu(id).ok_or(missing)
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn software(&self) -> RwLockReadGuard<'_, SoftwareBreakpoints> {
+        self.software.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn software_mut(&self) -> RwLockWriteGuard<'_, SoftwareBreakpoints> {
+        self.software.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, StopQueue> {
+        self.stops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The order of a vCPU that nobody debugs.
+fn free() -> Order {
+    Order::Go { action: crate::ResumeAction::Continue, over: false }
+}

@@ -1,0 +1,270 @@
+//! Software breakpoints: BRK instructions in guest memory, kept by physical address.
+//!
+//! The table is bucketed by page: one hash lookup finds the page, a page holds at most 1,024 instructions, so
+//! a lookup does not grow with the number of breakpoints, and a memory access visits only the pages it touches.
+
+use crate::arm64::dbgreg::DbgRegError;
+use crate::{GuestRam, Gva, RamError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use vm_memory::GuestAddress;
+
+const PAGE: u64 = 4096;
+const LENGTH: u64 = 4;
+
+/// `BRK #0x67db`. Any immediate would do, since a hit is recognised by its address; this one is not used by
+/// Linux (arch/arm64/include/asm/brk-imm.h), which makes a leaked one easy to tell in a dump.
+pub(super) const BRK: [u8; 4] = (0xd420_0000u32 | 0x67db << 5).to_le_bytes();
+
+/// What removing a breakpoint found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// The original instruction is back, or there was nothing to put back.
+    Restored,
+    /// The guest has written over the breakpoint meanwhile; what it wrote was left alone.
+    Overwritten,
+}
+
+#[derive(Debug)]
+struct Planted {
+    original: [u8; 4],
+    /// The virtual addresses it was asked for by; it goes when the last of them does.
+    names: BTreeSet<Gva>,
+    /// Whether guest memory holds our BRK, as far as the session knows.
+    armed: bool,
+}
+
+/// The software breakpoints of a VM.
+#[derive(Debug, Default)]
+pub(super) struct SoftwareBreakpoints {
+    pages: HashMap<u64, BTreeMap<u64, Planted>>,
+    by_name: HashMap<Gva, BTreeSet<u64>>,
+}
+
+impl SoftwareBreakpoints {
+    /// Plants a breakpoint that the client calls `name` at `gpa`. A second one at the same place only adds a name.
+    pub(super) fn insert(&mut self, name: Gva, gpa: GuestAddress, ram: &dyn GuestRam) -> Result<(), InsertError> {
+        if !gpa.0.is_multiple_of(LENGTH) {
+            return Err(DbgRegError::Misaligned { address: name.0 }.into());
+        }
+        if let Some(planted) = self.at_mut(gpa.0) {
+            planted.names.insert(name);
+        } else {
+            let mut original = [0; 4];
+            ram.read(gpa, &mut original)?;
+            write_code(ram, gpa, &BRK)?;
+            let planted = Planted { original, names: BTreeSet::from([name]), armed: true };
+            self.pages.entry(page(gpa.0)).or_default().insert(gpa.0, planted);
+        }
+        self.by_name.entry(name).or_default().insert(gpa.0);
+        Ok(())
+    }
+
+    /// Removes what the client calls `name`, wherever it was planted: the guest's address space may be another
+    /// one by now.
+    pub(super) fn remove(&mut self, name: Gva, ram: &dyn GuestRam) -> Result<Option<Removed>, RamError> {
+        let Some(places) = self.by_name.get(&name) else { return Ok(None) };
+        let mut removed = Removed::Restored;
+        for gpa in places.clone() {
+            let Some(planted) = self.at_mut(gpa) else { continue };
+            if planted.names.len() <= 1 {
+                if planted.armed && lift(gpa, planted, ram)? == Removed::Overwritten {
+                    removed = Removed::Overwritten;
+                }
+                self.forget(gpa);
+            } else {
+                planted.names.remove(&name);
+            }
+        }
+        self.by_name.remove(&name);
+        Ok(Some(removed))
+    }
+
+    /// Removes every breakpoint. All of them are tried; the first error is the answer.
+    pub(super) fn clear(&mut self, ram: &dyn GuestRam) -> Result<(), RamError> {
+        let result = self.lift_all(ram);
+        self.pages.clear();
+        self.by_name.clear();
+        result
+    }
+
+    /// Puts every original instruction back and keeps the breakpoints for [`Self::plant_all`].
+    pub(super) fn lift_all(&mut self, ram: &dyn GuestRam) -> Result<(), RamError> {
+        let mut result = Ok(());
+        for (&gpa, planted) in self.pages.values_mut().flatten() {
+            if planted.armed
+                && let Err(error) = lift(gpa, planted, ram)
+            {
+                result = result.and(Err(error));
+            }
+        }
+        result
+    }
+
+    /// Plants what was lifted, wherever memory still holds the instruction that was there. A place that holds
+    /// something else now, after a reboot for one, is another program's: it stays as it is.
+    pub(super) fn plant_all(&mut self, ram: &dyn GuestRam) -> Result<(), RamError> {
+        for (&gpa, planted) in self.pages.values_mut().flatten() {
+            let mut now = [0; 4];
+            if !planted.armed && ram.read(GuestAddress(gpa), &mut now).is_ok() && now == planted.original {
+                write_code(ram, GuestAddress(gpa), &BRK)?;
+                planted.armed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the original instruction back at one place.
+    pub(super) fn lift_one(&mut self, gpa: GuestAddress, ram: &dyn GuestRam) -> Result<(), RamError> {
+        match self.at_mut(gpa.0) {
+            Some(planted) if planted.armed => lift(gpa.0, planted, ram).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Plants one breakpoint again after [`Self::lift_one`].
+    pub(super) fn plant_one(&mut self, gpa: GuestAddress, ram: &dyn GuestRam) -> Result<(), RamError> {
+        let Some(planted) = self.at_mut(gpa.0) else { return Ok(()) };
+        if !planted.armed {
+            // The instruction that was stepped may have written here.
+            ram.read(gpa, &mut planted.original)?;
+            write_code(ram, gpa, &BRK)?;
+            planted.armed = true;
+        }
+        Ok(())
+    }
+
+    /// Whether our BRK is at this place.
+    pub(super) fn is_planted(&self, gpa: GuestAddress) -> bool {
+        self.pages.get(&page(gpa.0)).and_then(|bucket| bucket.get(&gpa.0)).is_some_and(|planted| planted.armed)
+    }
+
+    /// Reads guest memory as the guest wrote it, without our BRKs.
+    pub(super) fn read(&self, gpa: GuestAddress, data: &mut [u8], ram: &dyn GuestRam) -> Result<(), RamError> {
+        ram.read(gpa, data)?;
+        for (at, planted) in self.within(gpa.0, data.len()) {
+            let (start, skip) = overlap(gpa.0, at);
+            let original = planted.original.get(skip..).unwrap_or_default();
+            let brk = BRK.get(skip..).unwrap_or_default();
+            // Bytes that are not ours any more are the guest's own newer ones.
+            for (offset, (new, ours)) in original.iter().zip(brk).enumerate() {
+                if let Some(byte) = data.get_mut(start + offset)
+                    && *byte == *ours
+                {
+                    *byte = *new;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes guest memory for the client: what falls on a planted BRK becomes its original instruction.
+    pub(super) fn write(&mut self, gpa: GuestAddress, data: &[u8], ram: &dyn GuestRam) -> Result<(), RamError> {
+        let mut merged = data.to_vec();
+        let mut originals = Vec::new();
+        for (at, planted) in self.within(gpa.0, data.len()) {
+            let (start, skip) = overlap(gpa.0, at);
+            let mut original = planted.original;
+            for index in skip..original.len() {
+                let (Some(new), Some(slot), Some(byte), Some(brk)) = (
+                    data.get(start + index - skip),
+                    merged.get_mut(start + index - skip),
+                    original.get_mut(index),
+                    BRK.get(index),
+                ) else {
+                    break;
+                };
+                *byte = *new;
+                *slot = *brk;
+            }
+            originals.push((at, original));
+        }
+        write_code(ram, gpa, &merged)?;
+        for (at, original) in originals {
+            if let Some(planted) = self.at_mut(at) {
+                planted.original = original;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every breakpoint: its names and place, in the order of the places.
+    pub(super) fn list(&self) -> Vec<(Gva, GuestAddress, bool)> {
+        let mut list: Vec<_> = self
+            .pages
+            .values()
+            .flatten()
+            .flat_map(|(&gpa, planted)| planted.names.iter().map(move |&name| (name, GuestAddress(gpa), planted.armed)))
+            .collect();
+        list.sort_by_key(|&(name, gpa, _)| (gpa.0, name));
+        list
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    fn at_mut(&mut self, gpa: u64) -> Option<&mut Planted> {
+        self.pages.get_mut(&page(gpa))?.get_mut(&gpa)
+    }
+
+    fn forget(&mut self, gpa: u64) {
+        if let Some(bucket) = self.pages.get_mut(&page(gpa)) {
+            bucket.remove(&gpa);
+            if bucket.is_empty() {
+                self.pages.remove(&page(gpa));
+            }
+        }
+    }
+
+    /// Armed breakpoints of which a byte lies in the range.
+    fn within(&self, gpa: u64, length: usize) -> impl Iterator<Item = (u64, &Planted)> {
+        let first = gpa.saturating_sub(LENGTH - 1);
+        let end = gpa.saturating_add(length as u64);
+        let pages = (page(first)..=page(end)).step_by(PAGE as usize);
+        let visit = if self.pages.is_empty() { None } else { Some(pages) };
+        visit
+            .into_iter()
+            .flatten()
+            .filter_map(|number| self.pages.get(&number))
+            .flat_map(move |bucket| bucket.range(first..end))
+            .filter(|(_, planted)| planted.armed)
+            .map(|(&at, planted)| (at, planted))
+    }
+}
+
+/// Why a software breakpoint was refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InsertError {
+    #[error(transparent)]
+    Address(#[from] DbgRegError),
+    #[error(transparent)]
+    Ram(#[from] RamError),
+}
+
+/// Offset into the access, and into the instruction, at which the two begin to overlap.
+fn overlap(access: u64, breakpoint: u64) -> (usize, usize) {
+    (breakpoint.saturating_sub(access) as usize, access.saturating_sub(breakpoint) as usize)
+}
+
+fn page(gpa: u64) -> u64 {
+    gpa & !(PAGE - 1)
+}
+
+fn lift(gpa: u64, planted: &mut Planted, ram: &dyn GuestRam) -> Result<Removed, RamError> {
+    let mut now = [0; 4];
+    ram.read(GuestAddress(gpa), &mut now)?;
+    let removed = if now == BRK {
+        write_code(ram, GuestAddress(gpa), &planted.original)?;
+        Removed::Restored
+    } else {
+        Removed::Overwritten
+    };
+    planted.armed = false;
+    Ok(removed)
+}
+
+fn write_code(ram: &dyn GuestRam, gpa: GuestAddress, data: &[u8]) -> Result<(), RamError> {
+    ram.write(gpa, data)?;
+    ram.sync_code(gpa, data.len());
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! Single steps that execute exactly the guest's own instruction.
+//!
+//! KVM's step executes one instruction with whatever interrupts are pending, and the guest's timer has usually
+//! fired while the debugger had it stopped, so a plain step ends in the interrupt handler. Here PSTATE.I and F
+//! are set meanwhile, and afterwards they are made what the instruction itself would have left: it may have
+//! written them (`MSR DAIFSet`), read them (`MRS x0, DAIF`) or saved them (an exception's SPSR_EL1).
+//!
+//! Three more things need care:
+//!
+//! * WFI and WFE would wait for an interrupt. They may complete at any time (Arm ARM, D1.7 "Mechanisms for
+//!   entering a low-power state"), so under a step they do so at once.
+//! * Returning from a debug exception clears the exclusive monitor, so that an LDXR/STXR loop that is stepped
+//!   one by one never ends. The whole sequence is one step.
+//! * KVM before Linux 6.2 arms the step again after an instruction that it emulates (`kvm_arm_setup_debug`
+//!   in arch/arm64/kvm/debug.c), and so executes two; likewise after it has injected an exception. Breakpoints behind
+//!   the instruction and at the vector catch it there.
+
+use super::SessionError;
+use super::control::Ended;
+use super::runner::{Entry, Goal, Mode, VcpuDebugger};
+use crate::arm64::insn::{self, Insn};
+use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg, SysReg};
+use crate::{DebugVcpu, Gva, StopReason, Unsupported};
+
+const INTERRUPTS: u64 = Pstate::I | Pstate::F;
+/// `SCTLR_EL1.nTWI`: EL0 may execute WFI.
+const SCTLR_NTWI: u64 = 1 << 16;
+/// `SCTLR_EL1.nTWE`: EL0 may execute WFE.
+const SCTLR_NTWE: u64 = 1 << 18;
+/// Size of the vector table at VBAR_EL1, and of one entry.
+const VECTORS: u64 = 0x800;
+const VECTOR: u64 = 0x80;
+
+/// A step that KVM has been programmed for.
+#[derive(Debug)]
+pub(super) struct Flight {
+    /// Where it began.
+    pc: u64,
+    /// The instruction there, if it could be read.
+    insn: Option<Insn>,
+    /// PSTATE before interrupts were masked.
+    pstate: Pstate,
+    /// Where an exclusive sequence ends; empty for a single instruction.
+    ends: Vec<u64>,
+}
+
+impl Flight {
+    /// Whether a vCPU that left the guest at `pc` has executed what was asked for.
+    pub(super) fn is_over_at(&self, pc: u64) -> bool {
+        if self.ends.is_empty() { pc != self.pc } else { self.ends.contains(&pc) }
+    }
+}
+
+impl VcpuDebugger {
+    /// Programs the vCPU for one step.
+    pub(super) fn begin(&mut self, vcpu: &dyn DebugVcpu) -> Result<Entry, SessionError> {
+        let pc = self.get(vcpu, Reg::Pc)?;
+        let pstate = Pstate(self.get(vcpu, Reg::Pstate)?);
+        if pstate.is_aarch32() {
+            self.stop(StopReason::Unsupported(Unsupported::AArch32));
+            return Ok(Entry::Again);
+        }
+        let word = self.session.fetch(vcpu, pc).ok();
+        let insn = word.map(insn::decode);
+        if self.completes_at_once(vcpu, insn, pstate)? {
+            self.set(vcpu, Reg::Pc, pc.wrapping_add(4))?;
+            self.set(vcpu, Reg::Pstate, pstate.without(Pstate::BTYPE).0)?;
+            self.step_done(vcpu)?;
+            return Ok(Entry::Again);
+        }
+        let ends = match insn {
+            Some(Insn::LoadExclusive) => self.exclusive_ends(vcpu, pc, pstate)?,
+            _ => Vec::new(),
+        };
+        let mut hw = HwDebug::none();
+        if !matches!(self.mode, Mode::Step { unwatched: true, .. }) {
+            hw.watchpoints.clone_from(&self.plan.hw.watchpoints);
+        }
+        let stops = if !ends.is_empty() {
+            ends.clone()
+        } else if self.needs_guard(word) {
+            vec![pc.wrapping_add(4), self.fault_vector(vcpu, pstate)?]
+        } else {
+            Vec::new()
+        };
+        // An address that no instruction can have is never reached either, and here it would stop the step itself.
+        let slots = stops.into_iter().filter(|&stop| stop != pc).filter_map(|stop| BreakpointSlot::new(stop).ok());
+        hw.breakpoints.extend(slots.take(self.session.caps.hw_bps));
+        self.apply(vcpu, true, ends.is_empty(), &hw)?;
+        if !pstate.contains(INTERRUPTS) {
+            self.set(vcpu, Reg::Pstate, pstate.with(INTERRUPTS).0)?;
+        }
+        self.flight = Some(Flight { pc, insn, pstate, ends });
+        Ok(Entry::Run)
+    }
+
+    /// The step was cut short by somebody who wants the vCPU stopped: it counts if it executed, and leaves no
+    /// trace if it did not.
+    pub(super) fn settle(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
+        let Some(flight) = &self.flight else { return Ok(()) };
+        let pc = self.get(vcpu, Reg::Pc)?;
+        if flight.is_over_at(pc) { self.land(vcpu) } else { self.unwind(vcpu) }
+    }
+
+    /// Forgets a step that did not execute, and gives PSTATE back.
+    pub(super) fn unwind(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
+        let Some(flight) = self.flight.take() else { return Ok(()) };
+        let now = Pstate(self.get(vcpu, Reg::Pstate)?);
+        self.write_pstate(vcpu, now, now.with_bits_of(flight.pstate, INTERRUPTS | Pstate::SS))
+    }
+
+    /// The step has executed: makes PSTATE what the instruction would have left.
+    pub(super) fn land(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
+        let Some(flight) = self.flight.take() else { return Ok(()) };
+        let now = Pstate(self.get(vcpu, Reg::Pstate)?);
+        let before = flight.pstate;
+        if self.took_exception(vcpu, &flight, now)? {
+            // The handler runs with interrupts masked anyway; what it returns to must be as it was.
+            let spsr = Pstate(self.get(vcpu, Reg::SpsrEl1)?);
+            self.set(vcpu, Reg::SpsrEl1, spsr.with_bits_of(before, INTERRUPTS | Pstate::SS).0)?;
+            self.write_pstate(vcpu, now, now.without(Pstate::SS))?;
+            return self.step_done(vcpu);
+        }
+        let own = now.with_bits_of(before, Pstate::SS);
+        let restored = own.with_bits_of(before, INTERRUPTS);
+        let after = match flight.insn {
+            Some(Insn::MsrDaifSet(imm)) => restored.with(daif_imm(imm) & INTERRUPTS),
+            Some(Insn::MsrDaifClr(imm)) => restored.without(daif_imm(imm) & INTERRUPTS),
+            Some(Insn::MsrDaif { .. } | Insn::Eret) => own,
+            Some(Insn::MrsDaif { rt }) => {
+                if rt < 31 {
+                    let read = Pstate(self.get(vcpu, Reg::X(rt))?);
+                    self.set(vcpu, Reg::X(rt), read.with_bits_of(before, INTERRUPTS).0)?;
+                }
+                restored
+            }
+            _ => restored,
+        };
+        self.write_pstate(vcpu, now, after)?;
+        self.step_done(vcpu)
+    }
+
+    /// One step is done: on to what it was for.
+    pub(super) fn step_done(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
+        self.moves()?;
+        let Mode::Step { goal, .. } = std::mem::replace(&mut self.mode, Mode::Free) else { return Ok(()) };
+        match goal {
+            Goal::Report => self.stop(StopReason::Step),
+            Goal::Leave(range) => {
+                let pc = self.get(vcpu, Reg::Pc)?;
+                if self.plan.has_breakpoint(pc) {
+                    self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
+                } else if range.contains(&pc) {
+                    self.mode = Mode::Step { goal: Goal::Leave(range), unwatched: false };
+                } else {
+                    self.stop(StopReason::Step);
+                }
+            }
+            Goal::Quiet => self.session.slot(self.id)?.finish(Ended::Stepped),
+            Goal::Run => {}
+        }
+        Ok(())
+    }
+
+    fn write_pstate(&self, vcpu: &dyn DebugVcpu, now: Pstate, wanted: Pstate) -> Result<(), SessionError> {
+        if now == wanted { Ok(()) } else { self.set(vcpu, Reg::Pstate, wanted.0) }
+    }
+
+    /// Whether the instruction is one that waits, and may as well complete without waiting.
+    fn completes_at_once(
+        &self,
+        vcpu: &dyn DebugVcpu,
+        insn: Option<Insn>,
+        pstate: Pstate,
+    ) -> Result<bool, SessionError> {
+        let allowed = match insn {
+            Some(Insn::Wfi | Insn::Wfit { .. }) => SCTLR_NTWI,
+            Some(Insn::Wfe | Insn::Wfet { .. }) => SCTLR_NTWE,
+            _ => return Ok(false),
+        };
+        // A program that may not wait gets an exception from its kernel instead: that has to be executed.
+        Ok(pstate.el() > 0 || self.get(vcpu, Reg::Sys(SysReg::SCTLR_EL1))? & allowed != 0)
+    }
+
+    /// Where the exclusive sequence at `pc` ends: behind it, at the targets of branches out of it, and at the
+    /// vector that a fault inside would take. Empty where the sequence can't be told or does not fit the slots.
+    fn exclusive_ends(&self, vcpu: &dyn DebugVcpu, pc: u64, pstate: Pstate) -> Result<Vec<u64>, SessionError> {
+        let word = |index: u64| self.session.fetch(vcpu, pc.wrapping_add(index * 4)).ok();
+        let words: Vec<u32> = (0..insn::MAX_INSTRUCTIONS as u64).map_while(word).collect();
+        let Some(sequence) = insn::exclusive_sequence(pc, &words) else { return Ok(Vec::new()) };
+        if sequence.spins {
+            // It may wait for a vCPU that the debugger has stopped, so it is stepped like any other loop.
+            return Ok(Vec::new());
+        }
+        let mut ends = vec![sequence.end, self.fault_vector(vcpu, pstate)?];
+        ends.extend(sequence.exits);
+        ends.sort_unstable();
+        ends.dedup();
+        Ok(if ends.len() <= self.session.caps.hw_bps { ends } else { Vec::new() })
+    }
+
+    /// The vector that a synchronous exception would take.
+    fn fault_vector(&self, vcpu: &dyn DebugVcpu, pstate: Pstate) -> Result<u64, SessionError> {
+        let group = match (pstate.el(), pstate.sp_sel()) {
+            (0, _) => 0x400,
+            (_, true) => 0x200,
+            (_, false) => 0,
+        };
+        Ok(self.get(vcpu, Reg::Sys(SysReg::VBAR_EL1))?.wrapping_add(group))
+    }
+
+    /// Whether KVM could execute a second instruction. A range of steps is for speed, so there only what may leave
+    /// the guest is guarded; a single step can afford it always.
+    fn needs_guard(&self, word: Option<u32>) -> bool {
+        let ranged = matches!(self.mode, Mode::Step { goal: Goal::Leave(_), .. });
+        !ranged || word.is_none_or(may_trap)
+    }
+
+    /// Whether the step ended in an exception of the guest's instead of behind its instruction.
+    fn took_exception(&self, vcpu: &dyn DebugVcpu, flight: &Flight, now: Pstate) -> Result<bool, SessionError> {
+        let pc = self.get(vcpu, Reg::Pc)?;
+        // The reads below are needed only at an address that could be a vector.
+        if !pc.is_multiple_of(VECTOR) || now.el() != 1 || !now.contains(Pstate::DAIF) {
+            return Ok(false);
+        }
+        let vbar = self.get(vcpu, Reg::Sys(SysReg::VBAR_EL1))?;
+        if pc.wrapping_sub(vbar) >= VECTORS {
+            return Ok(false);
+        }
+        let elr = self.get(vcpu, Reg::ElrEl1)?;
+        Ok(elr == flight.pc || elr == flight.pc.wrapping_add(4) || (!flight.ends.is_empty() && !flight.holds(pc)))
+    }
+}
+
+impl Flight {
+    /// Whether `pc` is one of the places where an exclusive sequence ends without a fault.
+    fn holds(&self, pc: u64) -> bool {
+        pc.wrapping_sub(self.pc) <= 4 * insn::MAX_INSTRUCTIONS as u64
+    }
+}
+
+/// The immediate of `MSR DAIFSet` and `DAIFClr` in PSTATE's layout.
+fn daif_imm(imm: u8) -> u64 {
+    u64::from(imm & 0xf) << 6
+}
+
+/// Whether the instruction may leave the guest for KVM to emulate it: system instructions, and accesses that may
+/// turn out to be MMIO of an in-kernel device.
+fn may_trap(word: u32) -> bool {
+    let system = word >> 22 == 0b11_0101_0100 || matches!(insn::decode(word), Insn::Hvc | Insn::Smc);
+    system || insn::access(word).is_some()
+}

@@ -1,0 +1,93 @@
+//! The breakpoints and watchpoints of a session, and the immutable plan that vCPUs run by.
+
+use super::SessionError;
+use crate::arm64::{BreakpointSlot, HwDebug, WatchSlot, watch};
+use crate::{DebugCaps, Gva, WatchKind};
+use std::collections::BTreeSet;
+
+/// A watch as the client asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Watch {
+    pub(super) address: Gva,
+    pub(super) length: u64,
+    pub(super) kind: WatchKind,
+}
+
+/// What a client has inserted. Changes only while every vCPU is stopped.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    /// A client owns the session.
+    pub(super) attached: bool,
+    pub(super) hardware: BTreeSet<Gva>,
+    pub(super) watches: BTreeSet<Watch>,
+}
+
+impl Tables {
+    pub(super) fn insert_hardware(&mut self, address: Gva, caps: &DebugCaps) -> Result<(), SessionError> {
+        BreakpointSlot::new(address.0)?;
+        if self.hardware.contains(&address) {
+            return Ok(());
+        }
+        if self.hardware.len() >= caps.hw_bps {
+            return Err(SessionError::NoBreakpointSlot { available: caps.hw_bps });
+        }
+        self.hardware.insert(address);
+        Ok(())
+    }
+
+    pub(super) fn insert_watch(&mut self, new: Watch, caps: &DebugCaps) -> Result<(), SessionError> {
+        let slots = watch::plan(new.kind, new.address.0, new.length)?;
+        let used = self.watch_slots();
+        let missing = slots.iter().filter(|slot| !used.contains(slot)).count();
+        if used.len() + missing > caps.hw_wps {
+            return Err(SessionError::NoWatchpointSlot {
+                needed: slots.len(),
+                free: caps.hw_wps.saturating_sub(used.len()),
+                available: caps.hw_wps,
+            });
+        }
+        self.watches.insert(new);
+        Ok(())
+    }
+
+    /// The plan for a free-running vCPU.
+    pub(super) fn plan(&self) -> Plan {
+        if !self.attached {
+            return Plan::default();
+        }
+        let breakpoints = self.hardware.iter().filter_map(|address| BreakpointSlot::new(address.0).ok()).collect();
+        let hw = HwDebug { breakpoints, watchpoints: self.watch_slots() };
+        Plan { attached: true, hw, watches: self.watches.iter().copied().collect() }
+    }
+
+    /// The slots of all watches; watches that need the very same slot share it.
+    fn watch_slots(&self) -> Vec<WatchSlot> {
+        let mut slots = Vec::new();
+        for watch in &self.watches {
+            // A watch in the table was planned once, so planning it again can't fail.
+            for slot in watch::plan(watch.kind, watch.address.0, watch.length).unwrap_or_default() {
+                if !slots.contains(&slot) {
+                    slots.push(slot);
+                }
+            }
+        }
+        slots
+    }
+}
+
+/// What a vCPU is armed with while it runs. Immutable, so its thread needs no lock to look at it.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// A client is attached: debug exceptions leave the guest.
+    pub(super) attached: bool,
+    /// The debug registers.
+    pub(super) hw: HwDebug,
+    /// The watches behind the registers.
+    pub(super) watches: Vec<Watch>,
+}
+
+impl Plan {
+    pub(super) fn has_breakpoint(&self, pc: u64) -> bool {
+        self.hw.breakpoints.iter().any(|slot| slot.address == pc)
+    }
+}

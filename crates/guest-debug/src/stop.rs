@@ -1,0 +1,126 @@
+//! What a debugger's client asks for and is told: breakpoints, resume actions, stop events.
+
+use std::fmt;
+use std::ops::Range;
+
+/// Index of a vCPU, from 0, as the VMM counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuId(pub u32);
+
+impl fmt::Display for VcpuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}", self.0)
+    }
+}
+
+/// A guest-virtual address. Guest-physical ones are [`vm_memory::GuestAddress`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gva(pub u64);
+
+impl fmt::Debug for Gva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gva({:#x})", self.0)
+    }
+}
+
+impl fmt::Display for Gva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// Which accesses a watchpoint stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WatchKind {
+    /// Stores.
+    Write,
+    /// Loads.
+    Read,
+    /// Both.
+    Access,
+}
+
+/// What a client can insert and remove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Breakpoint {
+    /// A breakpoint held in a debug register of every vCPU.
+    Hardware(Gva),
+    /// A breakpoint instruction in guest memory.
+    Software(Gva),
+    /// A watch over `length` bytes from `address`.
+    Watch {
+        /// Accesses that stop.
+        kind: WatchKind,
+        /// First watched byte.
+        address: Gva,
+        /// Number of watched bytes, at least 1.
+        length: u64,
+    },
+}
+
+/// What a vCPU does when the VM is resumed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ResumeAction {
+    /// It stays stopped.
+    Stay,
+    /// It runs until something stops it.
+    Continue,
+    /// It executes one instruction.
+    Step,
+    /// It steps for as long as the program counter is inside the range.
+    StepRange(Range<u64>),
+}
+
+/// Why a vCPU stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// The step, or the range of steps, that was asked for is done.
+    Step,
+    /// A hardware breakpoint at this address; its instruction has not executed.
+    HardwareBreakpoint(Gva),
+    /// A software breakpoint at this address; its instruction has not executed.
+    SoftwareBreakpoint(Gva),
+    /// A watch matched; the access has not happened yet.
+    Watchpoint {
+        /// Kind of the watch, as it was asked for.
+        kind: WatchKind,
+        /// An accessed address inside the watch.
+        address: Gva,
+    },
+    /// The client asked for the stop.
+    Interrupt,
+    /// The debug session can't go on with this guest.
+    Unsupported(Unsupported),
+}
+
+/// What the session meets in a guest and can't debug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// The vCPU executes AArch32 code.
+    #[error("the vCPU executes AArch32 code, which is not supported")]
+    AArch32,
+    /// The guest enabled a vector catch, an AArch32 facility.
+    #[error("a vector catch exception, an AArch32 facility, is not supported")]
+    VectorCatch,
+}
+
+/// A vCPU stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopEvent {
+    /// The vCPU.
+    pub vcpu: VcpuId,
+    /// Why it stopped.
+    pub reason: StopReason,
+}
+
+/// What a vCPU is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VcpuState {
+    /// Its thread has not entered the session: not started, or gone.
+    Offline,
+    /// It runs guest code, or waits inside the hypervisor to be powered on.
+    Running,
+    /// It is stopped by the debugger.
+    Stopped,
+}
