@@ -1,0 +1,410 @@
+//! One client's session, without any I/O: bytes and VM events in, bytes out.
+
+use crate::description;
+use crate::frame::{Frame, FrameDecoder, encode, to_hex};
+use crate::gate::{self, Selection, Verdict};
+use crate::target::GuestTarget;
+use crate::vm::{DebugVm, VmError, VmEvent};
+use crate::vm_thread::Tid;
+use gdbstub::common::Signal;
+use gdbstub::conn::Connection;
+use gdbstub::stub::state_machine::GdbStubStateMachine;
+use gdbstub::stub::{GdbStubBuilder, MultiThreadStopReason};
+use gdbstub::target::ext::breakpoints::WatchKind;
+use guest_debug::{StopEvent, StopReason, Unsupported};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use thiserror::Error;
+
+/// Longest packet, as the client is told. gdb reads memory in pieces of half of it.
+pub(crate) const PACKET_SIZE: usize = 0x2_0000 + 0x100;
+
+/// Packets kept that arrive while the guest runs; well-behaved clients send none.
+const MAX_EARLY_PACKETS: usize = 64;
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum End {
+    /// The client detached, or wanted to kill.
+    #[error("the client detached")]
+    Detached,
+    /// The guest ended, and the client was told.
+    #[error("the guest ended")]
+    GuestEnded,
+    /// The VM is gone.
+    #[error("the VM is gone")]
+    VmGone,
+    /// The client broke the protocol in a way that can't be answered.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+}
+
+/// Collects what gdbstub writes. Writing can't fail here; sending is the server's business.
+#[derive(Debug, Default)]
+struct Replies(Vec<u8>);
+
+impl Connection for Replies {
+    type Error = Infallible;
+
+    fn write(&mut self, byte: u8) -> Result<(), Infallible> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+type Machine<'v, V> = GdbStubStateMachine<'static, GuestTarget<'v, V>, Replies>;
+
+/// A client's session with an attached VM.
+pub(crate) struct Stub<'v, V: DebugVm> {
+    /// `None` once the session has ended.
+    machine: Option<Machine<'v, V>>,
+    target: GuestTarget<'v, V>,
+    decoder: FrameDecoder,
+    selection: Selection,
+    acknowledge: bool,
+    /// Packets that came while the guest ran.
+    early: VecDeque<Vec<u8>>,
+    /// The stop that a new client is told of.
+    last_stop: Option<StopEvent>,
+    /// The last answer, for a client that did not get it.
+    last_reply: Vec<u8>,
+}
+
+impl<'v, V: DebugVm> Stub<'v, V> {
+    /// A session with a VM that was just attached.
+    pub(crate) fn new(vm: &'v V) -> Result<Self, End> {
+        let mut target = GuestTarget::new(vm).map_err(|error| match error {
+            VmError::Gone => End::VmGone,
+            error => End::Protocol(format!("the vCPU can't be described: {error}")),
+        })?;
+        // A stop that nobody was told of yet.
+        let last_stop = match vm.take_event() {
+            Ok(Some(VmEvent::Stopped(event))) => Some(event),
+            Ok(Some(VmEvent::Ended(_))) => return Err(End::GuestEnded),
+            Err(VmError::Gone) => return Err(End::VmGone),
+            Ok(None) | Err(_) => None,
+        };
+        if let Some(event) = last_stop {
+            target.client.current = Some(event.vcpu);
+        }
+        let selection = Selection { resume: None, current: Tid::of(target.current()), multiprocess: false };
+        let machine = GdbStubBuilder::new(Replies::default())
+            .packet_buffer_size(PACKET_SIZE)
+            .build()
+            .map_err(|error| End::Protocol(error.to_string()))?
+            .run_state_machine(&mut target)
+            .map_err(|error| End::Protocol(error.to_string()))?;
+        Ok(Self {
+            machine: Some(machine),
+            target,
+            // `$`, `#` and the checksum count for the client's limit.
+            decoder: FrameDecoder::new(PACKET_SIZE - 4),
+            selection,
+            acknowledge: true,
+            early: VecDeque::new(),
+            last_stop,
+            last_reply: Vec::new(),
+        })
+    }
+
+    /// Whether the client waits for the guest to stop.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.machine, Some(GdbStubStateMachine::Running(_)))
+    }
+
+    /// Takes bytes from the client and appends the answers to `out`. They count even if the session ends.
+    pub(crate) fn receive(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), End> {
+        for byte in bytes {
+            if let Some(frame) = self.decoder.push(*byte) {
+                self.frame(frame, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for an event of the VM and tells the client, if it waits for one.
+    pub(crate) fn vm_event(&mut self, out: &mut Vec<u8>) -> Result<(), End> {
+        self.report_event(out)?;
+        self.work_off(out)
+    }
+
+    fn frame(&mut self, frame: Frame, out: &mut Vec<u8>) -> Result<(), End> {
+        match frame {
+            Frame::Ack => Ok(()),
+            Frame::Nack => {
+                if self.acknowledge {
+                    out.extend_from_slice(&self.last_reply);
+                }
+                Ok(())
+            }
+            // When the guest is stopped already, the client will see so.
+            Frame::Interrupt if self.is_running() => self.interrupt(out),
+            Frame::Interrupt => Ok(()),
+            Frame::BadChecksum if self.acknowledge => {
+                out.push(b'-');
+                Ok(())
+            }
+            Frame::BadChecksum => {
+                self.reply(b"E.checksum.the packet's checksum is wrong", out);
+                Ok(())
+            }
+            Frame::Oversized => {
+                self.reply(b"E.length.the packet is longer than PacketSize", out);
+                Ok(())
+            }
+            Frame::Packet(body) if self.is_running() && !matches!(body.first(), Some(b'D' | b'k')) => {
+                if self.early.len() >= MAX_EARLY_PACKETS {
+                    return Err(End::Protocol("the client sends packets while the guest runs".to_owned()));
+                }
+                self.early.push_back(body);
+                Ok(())
+            }
+            Frame::Packet(body) => {
+                self.packet(&body, out)?;
+                self.work_off(out)
+            }
+        }
+    }
+
+    /// Handles packets that came early, as far as the guest is stopped.
+    fn work_off(&mut self, out: &mut Vec<u8>) -> Result<(), End> {
+        while !self.is_running()
+            && let Some(body) = self.early.pop_front()
+        {
+            self.packet(&body, out)?;
+        }
+        Ok(())
+    }
+
+    fn packet(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), End> {
+        if body == b"?" {
+            let answer = self.stop_reply();
+            self.reply(answer.as_bytes(), out);
+            return Ok(());
+        }
+        match gate::check(body, &mut self.selection) {
+            Verdict::Reply(answer) => {
+                self.reply(&answer, out);
+                Ok(())
+            }
+            Verdict::Leave(answer) => {
+                if let Some(answer) = answer {
+                    self.reply(&answer, out);
+                }
+                Err(End::Detached)
+            }
+            Verdict::Forward(body) => {
+                // Detaching does not wait for the guest to stop.
+                if self.is_running() {
+                    self.reply(b"OK", out);
+                    return Err(End::Detached);
+                }
+                self.target.client.current = Some(self.selection.current.vcpu());
+                let result = self.forward(&body, out);
+                if body == b"QStartNoAckMode" {
+                    self.acknowledge = false;
+                }
+                result
+            }
+        }
+    }
+
+    fn forward(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), End> {
+        let mut packet = Vec::with_capacity(body.len() + 4);
+        encode(body, &mut packet);
+        let mark = out.len();
+        for byte in packet {
+            self.step(out, |machine, target| match machine {
+                GdbStubStateMachine::Idle(machine) => machine.incoming_data(target, byte),
+                GdbStubStateMachine::Running(machine) => machine.incoming_data(target, byte),
+                other => Ok(other),
+            })?;
+        }
+        self.remember(mark, out);
+        if let Some(message) = self.target.client.refusal.take() {
+            // gdbstub can only send a number, and gdb shows a text.
+            out.truncate(mark);
+            let text: String = message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();
+            let text = text.replace(['#', '$', '}', '*'], " ");
+            self.reply(format!("E.refused.{text}").as_bytes(), out);
+        }
+        if self.is_running() {
+            if let Some(error) = self.target.client.resume_error.take() {
+                self.console(&format!("The guest was not resumed: {error}\n"), out);
+                let tid = self.selection.current.to_gdbstub();
+                return self.report(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP }, out);
+            }
+            self.report_event(out)?;
+        }
+        Ok(())
+    }
+
+    /// The answer to `?`. gdbstub would name the first thread, whichever has stopped.
+    fn stop_reply(&self) -> String {
+        let thread = self.selection.format(self.selection.current);
+        let reason = match self.last_stop.map(|event| event.reason) {
+            Some(StopReason::HardwareBreakpoint(_)) => "hwbreak:;".to_owned(),
+            Some(StopReason::SoftwareBreakpoint(_)) => "swbreak:;".to_owned(),
+            Some(StopReason::Watchpoint { kind, address }) => {
+                let kind = match kind {
+                    guest_debug::WatchKind::Write => "watch",
+                    guest_debug::WatchKind::Read => "rwatch",
+                    guest_debug::WatchKind::Access => "awatch",
+                };
+                format!("{kind}:{:x};", address.0)
+            }
+            _ => String::new(),
+        };
+        format!("T05thread:{thread};{reason}")
+    }
+
+    fn interrupt(&mut self, out: &mut Vec<u8>) -> Result<(), End> {
+        match self.target.vm.interrupt() {
+            Ok(()) => {}
+            Err(VmError::Gone) => return Err(End::VmGone),
+            Err(error) => self.console(&format!("The guest can't be interrupted: {error}\n"), out),
+        }
+        self.step(out, |machine, target| match machine {
+            GdbStubStateMachine::Running(machine) => machine.incoming_data(target, 0x03),
+            other => Ok(other),
+        })?;
+        self.step(out, |machine, target| match machine {
+            // The stop is reported when it has happened.
+            GdbStubStateMachine::CtrlCInterrupt(machine) => {
+                machine.interrupt_handled(target, None::<MultiThreadStopReason<u64>>)
+            }
+            other => Ok(other),
+        })
+    }
+
+    fn report_event(&mut self, out: &mut Vec<u8>) -> Result<(), End> {
+        if !self.is_running() {
+            return Ok(());
+        }
+        match self.target.vm.take_event() {
+            Ok(None) => Ok(()),
+            Ok(Some(VmEvent::Ended(code))) => self.report(MultiThreadStopReason::Exited(code), out),
+            Ok(Some(VmEvent::Stopped(event))) => {
+                self.select(Tid::of(event.vcpu));
+                self.last_stop = Some(event);
+                if let StopReason::Unsupported(what) = event.reason {
+                    self.console(&format!("{}: {what}\n", event.vcpu), out);
+                }
+                self.report(stop_reason(event), out)
+            }
+            Err(VmError::Gone) => Err(End::VmGone),
+            Err(error) => {
+                self.console(&format!("The guest stopped: {error}\n"), out);
+                let tid = self.selection.current.to_gdbstub();
+                self.report(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP }, out)
+            }
+        }
+    }
+
+    fn select(&mut self, tid: Tid) {
+        self.selection.current = tid;
+        self.target.client.current = Some(tid.vcpu());
+    }
+
+    /// Sends a stop reply, with the registers that the client would ask for next.
+    fn report(&mut self, reason: MultiThreadStopReason<u64>, out: &mut Vec<u8>) -> Result<(), End> {
+        let vcpu = self.selection.current.vcpu();
+        let numbers = [description::FP, description::SP, description::PC];
+        let values = match reason {
+            MultiThreadStopReason::Exited(_) => Vec::new(),
+            _ => self.target.read_some(vcpu, &numbers).unwrap_or_default(),
+        };
+        let mark = out.len();
+        self.step(out, |machine, target| match machine {
+            GdbStubStateMachine::Running(machine) => {
+                let mut registers = values.iter().map(|(number, value)| (*number, value.as_slice()));
+                machine.report_stop_with_regs(target, reason, &mut registers)
+            }
+            other => Ok(other),
+        })?;
+        self.remember(mark, out);
+        Ok(())
+    }
+
+    /// Moves the state machine on, collects its answers and translates its end.
+    fn step(
+        &mut self,
+        out: &mut Vec<u8>,
+        run: impl FnOnce(Machine<'v, V>, &mut GuestTarget<'v, V>) -> StepResult<'v, V>,
+    ) -> Result<(), End> {
+        let machine = self.machine.take().ok_or(End::Detached)?;
+        let mut machine = run(machine, &mut self.target)
+            .map_err(|error| if error.is_target_error() { End::VmGone } else { End::Protocol(error.to_string()) })?;
+        let replies = match &mut machine {
+            GdbStubStateMachine::Idle(inner) => inner.borrow_conn(),
+            GdbStubStateMachine::Running(inner) => inner.borrow_conn(),
+            GdbStubStateMachine::CtrlCInterrupt(inner) => inner.borrow_conn(),
+            GdbStubStateMachine::Disconnected(inner) => inner.borrow_conn(),
+        };
+        out.append(&mut replies.0);
+        if let GdbStubStateMachine::Disconnected(inner) = &machine {
+            use gdbstub::stub::DisconnectReason::{Disconnect, Kill, TargetExited, TargetTerminated};
+            return Err(match inner.get_reason() {
+                Disconnect | Kill => End::Detached,
+                TargetExited(_) | TargetTerminated(_) => End::GuestEnded,
+            });
+        }
+        self.machine = Some(machine);
+        Ok(())
+    }
+
+    /// Answers without gdbstub.
+    fn reply(&mut self, body: &[u8], out: &mut Vec<u8>) {
+        let mark = out.len();
+        if self.acknowledge {
+            out.push(b'+');
+        }
+        encode(body, out);
+        self.remember(mark, out);
+    }
+
+    /// Shows a text on the client's console. Clients take it only while they wait for a stop.
+    fn console(&self, text: &str, out: &mut Vec<u8>) {
+        encode(format!("O{}", to_hex(text.as_bytes())).as_bytes(), out);
+    }
+
+    fn remember(&mut self, mark: usize, out: &[u8]) {
+        let reply = out.get(mark..).unwrap_or_default();
+        let packet = reply.iter().position(|byte| *byte == b'$').and_then(|at| reply.get(at..));
+        if self.acknowledge
+            && let Some(packet) = packet
+        {
+            self.last_reply = packet.to_vec();
+        }
+    }
+}
+
+type StepResult<'v, V> = Result<Machine<'v, V>, gdbstub::stub::GdbStubError<VmError, Infallible>>;
+
+fn stop_reason(event: StopEvent) -> MultiThreadStopReason<u64> {
+    let tid = Tid::of(event.vcpu).to_gdbstub();
+    let signal = |signal| MultiThreadStopReason::SignalWithThread { tid, signal };
+    match event.reason {
+        StopReason::Step => signal(Signal::SIGTRAP),
+        StopReason::HardwareBreakpoint(_) => MultiThreadStopReason::HwBreak(tid),
+        StopReason::SoftwareBreakpoint(_) => MultiThreadStopReason::SwBreak(tid),
+        StopReason::Watchpoint { kind, address } => {
+            let kind = match kind {
+                guest_debug::WatchKind::Write => WatchKind::Write,
+                guest_debug::WatchKind::Read => WatchKind::Read,
+                guest_debug::WatchKind::Access => WatchKind::ReadWrite,
+            };
+            MultiThreadStopReason::Watch { tid, kind, addr: address.0 }
+        }
+        StopReason::Interrupt => signal(Signal::SIGINT),
+        StopReason::Unsupported(Unsupported::AArch32) => signal(Signal::SIGILL),
+        StopReason::Unsupported(_) => signal(Signal::SIGTRAP),
+    }
+}
+
+#[cfg(test)]
+mod tests;

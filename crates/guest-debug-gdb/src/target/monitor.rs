@@ -1,0 +1,142 @@
+//! `monitor` commands.
+
+use super::GuestTarget;
+use crate::vm::{DebugVm, VmError};
+use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd};
+use guest_debug::{Breakpoint, Gva, VcpuId};
+use std::fmt::Write as _;
+
+/// A command of the server's own. Those of the VMM come after these.
+struct Command<'v, V> {
+    name: &'static str,
+    arguments: &'static str,
+    help: &'static str,
+    run: fn(&mut GuestTarget<'v, V>, &[&str]) -> Result<String, VmError>,
+}
+
+impl<'v, V: DebugVm> GuestTarget<'v, V> {
+    const COMMANDS: [Command<'v, V>; 5] = [
+        Command { name: "help", arguments: "", help: "this list", run: Self::help },
+        Command {
+            name: "breakpoints",
+            arguments: "",
+            help: "what is inserted, the slots there are, and why the last insertion was refused",
+            run: Self::list_breakpoints,
+        },
+        Command { name: "vcpus", arguments: "", help: "state of every vCPU", run: Self::list_vcpus },
+        Command {
+            name: "translate",
+            arguments: "ADDR",
+            help: "guest-physical address of a guest-virtual one, for the current thread",
+            run: Self::show_translation,
+        },
+        Command {
+            name: "phys",
+            arguments: "[on|off]",
+            help: "read and write guest-physical memory instead of virtual",
+            run: Self::switch_physical,
+        },
+    ];
+
+    /// The answer to a command line. Never an error: gdbstub would end the session.
+    fn monitor(&mut self, line: &str) -> Result<String, VmError> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (name, arguments) = words.split_first().map_or(("help", &[][..]), |(name, rest)| (*name, rest));
+        if let Some(command) = Self::COMMANDS.iter().find(|command| command.name == name) {
+            return (command.run)(self, arguments);
+        }
+        match self.vm.monitor(self.current(), line.to_owned())? {
+            Some(answer) => Ok(answer),
+            None => Ok(format!("unknown command \"{name}\"; \"monitor help\" lists those there are\n")),
+        }
+    }
+
+    fn help(&mut self, _: &[&str]) -> Result<String, VmError> {
+        let mut text = String::new();
+        let own = Self::COMMANDS.iter().map(|c| (format!("{} {}", c.name, c.arguments), c.help.to_owned()));
+        for (usage, help) in own.chain(self.vm.monitor_help()) {
+            let _ = writeln!(text, "{usage:<18} {help}");
+        }
+        Ok(text)
+    }
+
+    fn list_breakpoints(&mut self, _: &[&str]) -> Result<String, VmError> {
+        let inserted = self.vm.breakpoints()?;
+        let caps = self.vm.capabilities()?;
+        let mut text = String::new();
+        let (mut breakpoint_slots, mut watch_slots) = (0, 0);
+        for item in &inserted {
+            let what = match item.breakpoint {
+                Breakpoint::Hardware(Gva(address)) => {
+                    breakpoint_slots += item.slots;
+                    format!("hardware breakpoint at {address:#x}")
+                }
+                Breakpoint::Software(Gva(address)) => format!("software breakpoint at {address:#x}"),
+                Breakpoint::Watch { kind, address: Gva(address), length } => {
+                    watch_slots += item.slots;
+                    let kind = format!("{kind:?}").to_lowercase();
+                    format!("{kind} watchpoint at {address:#x}, {length} bytes, {} slots", item.slots)
+                }
+            };
+            let separator = if item.note.is_empty() { "" } else { ", " };
+            let _ = writeln!(text, "{what}{separator}{}", item.note);
+        }
+        if inserted.is_empty() {
+            text.push_str("nothing is inserted\n");
+        }
+        let _ = writeln!(text, "hardware breakpoint slots: {breakpoint_slots} of {} in use", caps.hw_bps);
+        let _ = writeln!(text, "watchpoint slots: {watch_slots} of {} in use", caps.hw_wps);
+        if let Some(refusal) = &self.client.last_refusal {
+            let _ = writeln!(text, "last refused: {refusal}");
+        }
+        Ok(text)
+    }
+
+    fn list_vcpus(&mut self, _: &[&str]) -> Result<String, VmError> {
+        let count = u32::try_from(self.vm.vcpu_states()?.len()).unwrap_or(u32::MAX);
+        Ok((0..count).map(|n| self.describe_vcpu(VcpuId(n)) + "\n").collect())
+    }
+
+    fn show_translation(&mut self, arguments: &[&str]) -> Result<String, VmError> {
+        let Some(address) = arguments.first().and_then(|text| parse_number(text)) else {
+            return Ok("usage: monitor translate ADDR, a number such as 0xffff800008000000\n".to_owned());
+        };
+        let vcpu = self.current();
+        let physical = self.vm.translate(vcpu, Gva(address))?;
+        Ok(format!("{vcpu}: virtual {address:#x} is physical {:#x}\n", physical.0))
+    }
+
+    fn switch_physical(&mut self, arguments: &[&str]) -> Result<String, VmError> {
+        match arguments {
+            ["on"] => self.client.physical = true,
+            ["off"] => self.client.physical = false,
+            [] => {}
+            _ => return Ok("usage: monitor phys [on|off]\n".to_owned()),
+        }
+        let kind = if self.client.physical { "guest-physical" } else { "guest-virtual" };
+        Ok(format!("memory accesses are {kind}\n"))
+    }
+}
+
+impl<V: DebugVm> MonitorCmd for GuestTarget<'_, V> {
+    fn handle_monitor_cmd(&mut self, cmd: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), VmError> {
+        match self.monitor(&String::from_utf8_lossy(cmd)) {
+            // One console packet must fit into the client's buffer.
+            Ok(answer) => answer.as_bytes().chunks(4096).for_each(|chunk| {
+                out.write_raw(chunk);
+                out.flush();
+            }),
+            Err(VmError::Gone) => return Err(VmError::Gone),
+            Err(error) => out.write_raw(format!("{error}\n").as_bytes()),
+        }
+        Ok(())
+    }
+}
+
+/// A decimal number, or a hexadecimal one behind `0x`.
+fn parse_number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}

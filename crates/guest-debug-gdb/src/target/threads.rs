@@ -1,0 +1,93 @@
+//! Base operations: threads, and what is done to one of them.
+
+use super::{GuestTarget, refuse, vcpu};
+use crate::arch::RegisterBlock;
+use crate::vm::{DebugVm, VmError};
+use crate::vm_thread::Tid as VcpuTid;
+use gdbstub::common::Tid;
+use gdbstub::target::TargetResult;
+use gdbstub::target::ext::base::multithread::{MultiThreadBase, MultiThreadResumeOps};
+use gdbstub::target::ext::base::single_register_access::SingleRegisterAccessOps;
+use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
+use guest_debug::arm64::{Pstate, Reg};
+use guest_debug::{VcpuId, VcpuState};
+
+impl<V: DebugVm> GuestTarget<'_, V> {
+    /// vCPUs that a client can look at: those that are not offline, and one at least.
+    pub(crate) fn threads(&self) -> Result<Vec<VcpuId>, VmError> {
+        let states = self.vm.vcpu_states()?;
+        let online = (0..).zip(states).filter(|(_, state)| *state != VcpuState::Offline);
+        let online: Vec<VcpuId> = online.map(|(n, _)| VcpuId(n)).collect();
+        Ok(if online.is_empty() { vec![self.current()] } else { online })
+    }
+
+    /// `vCPU 0: stopped, EL1h DAIF (0x3c5)`, as far as it is known.
+    pub(super) fn describe_vcpu(&self, vcpu: VcpuId) -> String {
+        let states = self.vm.vcpu_states().unwrap_or_default();
+        match states.get(vcpu.0 as usize) {
+            None => format!("{vcpu}: there is no such vCPU"),
+            Some(VcpuState::Offline) => format!("{vcpu}: offline"),
+            Some(VcpuState::Running) => format!("{vcpu}: running"),
+            Some(VcpuState::Stopped) => {
+                let values = self.values(vcpu, vec![Reg::Pstate]).unwrap_or_default();
+                let pstate = values.get(&Reg::Pstate).and_then(|bytes| bytes.as_slice().try_into().ok());
+                match pstate.map(|bytes| Pstate(u64::from_le_bytes(bytes))) {
+                    Some(pstate) => format!("{vcpu}: stopped, {pstate}"),
+                    None => format!("{vcpu}: stopped"),
+                }
+            }
+        }
+    }
+}
+
+impl<V: DebugVm> MultiThreadBase for GuestTarget<'_, V> {
+    fn read_registers(&mut self, regs: &mut RegisterBlock, tid: Tid) -> TargetResult<(), Self> {
+        *regs = self.read_block(vcpu(tid)?).map_err(refuse)?;
+        Ok(())
+    }
+
+    fn write_registers(&mut self, regs: &RegisterBlock, tid: Tid) -> TargetResult<(), Self> {
+        self.write_block(vcpu(tid)?, regs).map_err(refuse)
+    }
+
+    fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
+        Some(self)
+    }
+
+    fn read_addrs(&mut self, start_addr: u64, data: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
+        self.read_memory(vcpu(tid)?, start_addr, data).map_err(refuse)
+    }
+
+    fn write_addrs(&mut self, start_addr: u64, data: &[u8], tid: Tid) -> TargetResult<(), Self> {
+        self.write_memory(vcpu(tid)?, start_addr, data).map_err(refuse)
+    }
+
+    fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), VmError> {
+        for vcpu in self.threads()? {
+            thread_is_active(VcpuTid::of(vcpu).to_gdbstub());
+        }
+        Ok(())
+    }
+
+    fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_thread_extra_info(&mut self) -> Option<ThreadExtraInfoOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl<V: DebugVm> ThreadExtraInfo for GuestTarget<'_, V> {
+    fn thread_extra_info(&self, tid: Tid, buf: &mut [u8]) -> Result<usize, VmError> {
+        let text = match VcpuTid::from_gdbstub(tid) {
+            Some(tid) => self.describe_vcpu(tid.vcpu()),
+            None => String::new(),
+        };
+        let length = text.len().min(buf.len());
+        if let (Some(to), Some(from)) = (buf.get_mut(..length), text.as_bytes().get(..length)) {
+            to.copy_from_slice(from);
+        }
+        Ok(length)
+    }
+}
