@@ -1,0 +1,49 @@
+//! The gdb server's thread.
+
+use crate::error::VmError;
+use guest_debug::DebugSession;
+use guest_debug_gdb::{GdbServer, ListenAddress, SessionVm};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A gdb server on its own thread.
+#[derive(Debug)]
+pub struct Server {
+    vm: SessionVm,
+    shutdown: EventFd,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Opens the address and serves clients from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Debug`] when the address can't be had, [`VmError::Os`] for lack of a thread or a descriptor.
+    pub fn start(address: &ListenAddress, session: Arc<DebugSession>) -> Result<Self, VmError> {
+        let server = GdbServer::bind(address).map_err(|error| VmError::Debug(error.to_string()))?;
+        log::info!("gdb server on {}", server.local_address());
+        let vm = SessionVm::new(session);
+        let shutdown = EventFd::new(EFD_NONBLOCK).map_err(VmError::io("eventfd"))?;
+        let (served, end) = (vm.clone(), shutdown.try_clone().map_err(VmError::io("dup"))?);
+        let body = move || {
+            if let Err(error) = server.run(served, end) {
+                log::error!("the gdb server ended: {error}");
+            }
+        };
+        let thread = thread::Builder::new().name("gdb".to_owned()).spawn(body).map_err(VmError::io("clone"))?;
+        Ok(Self { vm, shutdown, thread })
+    }
+
+    /// Tells the client that the guest has ended with `code`, and ends the server.
+    pub fn finish(self, code: u8) {
+        self.vm.report_end(code);
+        if let Err(error) = self.shutdown.write(1) {
+            return log::error!("the gdb server can't be told to end: {error}");
+        }
+        if self.thread.join().is_err() {
+            log::error!("the gdb server panicked");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The debugger: how a `guest-debug` session reaches this VMM's vCPUs, and how a vCPU's thread meets the session.
+
+use super::vcpu::Vcpu;
+use crate::error::VmError;
+use crate::memory::Ram;
+use guest_debug::arm64::Reg;
+use guest_debug::{
+    DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, SessionError, VcpuDebugger, VcpuError, VcpuId, VmHost, Wait,
+};
+use kvm_bindings::kvm_debug_exit_arch;
+use kvm_ioctls::{VcpuFd, VmFd};
+use std::sync::Arc;
+
+/// Makes the session of a VM. With `hold`, no vCPU executes an instruction before a client resumes it.
+///
+/// # Errors
+///
+/// [`VmError::Debug`], for a host whose KVM can't debug guests.
+pub(super) fn session(vm: &VmFd, ram: Arc<Ram>, vcpus: &[Arc<Vcpu>], hold: bool) -> Result<Arc<DebugSession>, VmError> {
+    let count = u32::try_from(vcpus.len()).unwrap_or(u32::MAX);
+    let session = DebugSession::new(count, guest_debug::kvm::probe(vm), Arc::new(ram), hold)?;
+    session.set_host(Box::new(Host(vcpus.to_vec())))?;
+    Ok(session)
+}
+
+impl From<SessionError> for VmError {
+    fn from(error: SessionError) -> Self {
+        Self::Debug(error.to_string())
+    }
+}
+
+/// The VMM, as the session sees it.
+struct Host(Vec<Arc<Vcpu>>);
+
+impl VmHost for Host {
+    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu>> {
+        let vcpu = self.0.get(id.0 as usize)?;
+        Some(vcpu.clone())
+    }
+
+    fn kick(&self, id: VcpuId) {
+        if let Some(vcpu) = self.0.get(id.0 as usize) {
+            vcpu.kick();
+        }
+    }
+}
+
+/// For threads other than the vCPU's own. The lock is free: the session asks for stopped vCPUs only.
+impl DebugVcpu for Vcpu {
+    fn set_guest_debug(&self, config: &DebugConfig) -> Result<(), VcpuError> {
+        DebugVcpu::set_guest_debug(&*self.lock(), config)
+    }
+
+    fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
+        self.lock().get_reg(reg, value)
+    }
+
+    fn set_reg(&self, reg: Reg, value: &[u8]) -> Result<(), VcpuError> {
+        self.lock().set_reg(reg, value)
+    }
+
+    fn reg_list(&self) -> Result<Vec<Reg>, VcpuError> {
+        self.lock().reg_list()
+    }
+}
+
+/// The debugger's part of a vCPU's thread; without a session it never wants anything.
+#[derive(Debug)]
+pub(super) struct Debugger(Option<VcpuDebugger>);
+
+impl Debugger {
+    pub(super) fn new(session: Option<&Arc<DebugSession>>, vcpu: u32) -> Result<Self, VmError> {
+        Ok(Self(session.map(|session| session.vcpu_thread(VcpuId(vcpu))).transpose()?))
+    }
+
+    /// Blocks while the debugger keeps this vCPU stopped; answers false at the session's end. The caller holds no
+    /// lock and is outside the guest.
+    pub(super) fn wait(&mut self) -> bool {
+        self.0.as_mut().is_none_or(|debugger| debugger.wait() == Wait::Run)
+    }
+
+    /// Whether the thread must come back to [`Debugger::wait`].
+    pub(super) fn stop_requested(&self) -> bool {
+        self.0.as_ref().is_some_and(VcpuDebugger::stop_requested)
+    }
+
+    /// Arms KVM for what comes next; answers whether the guest may be entered.
+    pub(super) fn before_run(&mut self, fd: &VcpuFd) -> Result<bool, VmError> {
+        match &mut self.0 {
+            Some(debugger) => Ok(debugger.before_run(fd)? == Entry::Run),
+            None => Ok(true),
+        }
+    }
+
+    /// Whether a device access must be completed at once.
+    pub(super) fn needs_io_completion(&self) -> bool {
+        self.0.as_ref().is_some_and(VcpuDebugger::needs_io_completion)
+    }
+
+    pub(super) fn after_io(&mut self, fd: &VcpuFd) -> Result<(), VmError> {
+        self.0.as_mut().map_or(Ok(()), |debugger| Ok(debugger.after_io(fd)?))
+    }
+
+    pub(super) fn on_debug_exit(&mut self, fd: &mut VcpuFd, exit: kvm_debug_exit_arch) -> Result<(), VmError> {
+        let exit = DebugExit::from_kvm(exit, fd.get_kvm_run().flags);
+        match &mut self.0 {
+            Some(debugger) => Ok(debugger.on_debug_exit(fd, exit)?),
+            None => Err(VmError::Debug("KVM_EXIT_DEBUG without a session".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The smallest VMM that is honest: boots an arm64 Linux kernel, or a bare-metal program, on KVM, and lets a
+//! debugger at it through `guest-debug`.
+//!
+//! It exists to show and to test that crate. One interrupt controller (GICv3 in the kernel), one device (a serial
+//! port), one region of RAM; see [`layout`] for the address map and [`kernel`] for what it boots. Power-off and reset go
+//! through PSCI.
+//!
+//! * [`boot`], [`kernel`], [`fdt`], [`layout`], [`memory`]: what is in guest memory when vCPU 0 starts.
+//! * [`serial`], [`mmio`], [`console`]: the devices.
+//! * [`control`], [`kick`], [`signals`]: who may run guest code, and how a vCPU is got out of it.
+//! * [`gdb`]: the gdb server's thread.
+//! * `kvm`: the VM itself. The only arm64 code; everything else compiles and is tested on every host.
+
+pub mod boot;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod error;
+pub mod fdt;
+pub mod gdb;
+pub mod kernel;
+pub mod kick;
+#[cfg(target_arch = "aarch64")]
+pub mod kvm;
+pub mod layout;
+pub mod memory;
+pub mod mmio;
+pub mod run;
+pub mod serial;
+pub mod signals;
