@@ -1,0 +1,100 @@
+//! The disk through which files go into the emulated host.
+//!
+//! Its network carries some 7 MB/s, because each packet costs emulated instructions; a disk carries hundreds. So an
+//! upload is written to the disk's image, and the agent copies it from there. Each upload has a place of its own: what
+//! the host's kernel has once read it keeps, and would not see being changed.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+/// What the disk is called inside.
+pub(super) const DEVICE: &str = "/dev/vda";
+
+/// Size of the image in bytes; it takes room only for what is written.
+const SIZE: u64 = 16 << 30;
+
+/// Uploads start at multiples of this and have as much space behind them, far more than a kernel reads ahead.
+const ALIGNMENT: u64 = 2 << 20;
+
+/// The image. Several processes may use it at once.
+#[derive(Clone, Debug)]
+pub(super) struct UploadDisk {
+    image: PathBuf,
+}
+
+impl UploadDisk {
+    /// An empty image.
+    pub(super) fn create(directory: &Path) -> Result<Self> {
+        let disk = Self::open(&directory.join("uploads.img"));
+        let image = File::create(&disk.image).with_context(|| format!("cannot create {}", disk.image.display()))?;
+        image.set_len(SIZE)?;
+        File::create(disk.counter())?.write_all(&0_u64.to_le_bytes())?;
+        Ok(disk)
+    }
+
+    /// An image that another process has created.
+    pub(super) fn open(image: &Path) -> Self {
+        Self { image: image.to_owned() }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.image
+    }
+
+    /// Copies a file into the image; returns its offset and length in bytes.
+    pub(super) fn add(&self, mut file: impl Read, length: u64) -> Result<(u64, u64)> {
+        let offset = self.reserve(length)?;
+        let mut image = File::options().write(true).open(&self.image).context("cannot open the upload disk")?;
+        image.seek(SeekFrom::Start(offset))?;
+        let copied = io::copy(&mut file.by_ref().take(length), &mut image).context("cannot write the upload disk")?;
+        if copied != length {
+            bail!("the file became shorter while it was read");
+        }
+        Ok((offset, length))
+    }
+
+    fn reserve(&self, length: u64) -> Result<u64> {
+        let mut counter = File::options().read(true).write(true).open(self.counter())?;
+        counter.lock()?;
+        let mut bytes = [0; 8];
+        counter.read_exact(&mut bytes)?;
+        let offset = u64::from_le_bytes(bytes);
+        let next = offset + length.next_multiple_of(ALIGNMENT) + ALIGNMENT;
+        if next > SIZE {
+            bail!("the upload disk is full: {offset} of {SIZE} bytes are used, {length} more do not fit");
+        }
+        counter.rewind()?;
+        counter.write_all(&next.to_le_bytes())?;
+        Ok(offset)
+    }
+
+    fn counter(&self) -> PathBuf {
+        self.image.with_extension("next")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uploads_do_not_touch_each_other() {
+        let directory = std::env::temp_dir().join(format!("xtask-disk-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let disk = UploadDisk::create(&directory).unwrap();
+        let first = disk.add(&b"first"[..], 5).unwrap();
+        let second = UploadDisk::open(disk.path()).add(&b"second"[..], 6).unwrap();
+        assert_eq!((first, second), ((0, 5), (2 * ALIGNMENT, 6)));
+        let mut image = File::open(disk.path()).unwrap();
+        let mut text = [0; 6];
+        image.seek(SeekFrom::Start(second.0)).unwrap();
+        image.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"second");
+        assert!(disk.add(&b"short"[..], 6).is_err());
+        assert!(disk.add(&b""[..], SIZE).unwrap_err().to_string().contains("full"));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

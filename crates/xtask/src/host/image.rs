@@ -1,0 +1,67 @@
+//! The initramfs of the emulated host.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::assets::{self, Kernel, without_debug_info};
+use crate::context::Context;
+use crate::cpio::Archive;
+use crate::modules::load_order;
+
+/// Port on which the agent listens inside.
+pub(super) const AGENT_PORT: u16 = 5555;
+
+/// Modules for the network card and the upload disk.
+const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_blk"];
+
+/// Addresses are those of QEMU's user network; there is nothing else on it.
+const INIT: &str = r"#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp /root
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+/bin/busybox mkdir -p /dev/shm /dev/pts /tmp
+/bin/busybox mount -t tmpfs -o mode=1777,size=80% tmpfs /tmp
+/bin/busybox mount -t tmpfs tmpfs /dev/shm
+/bin/busybox mount -t devpts devpts /dev/pts
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/root TMPDIR=/tmp
+mkdir -p /tmp/host
+while read -r module; do insmod /modules/$module; done </modules/order
+ip link set lo up
+ip addr add 10.0.2.15/24 dev eth0
+ip link set eth0 up
+/bin/kvm-agent PORT /token
+echo the agent ended with $?
+poweroff -f
+";
+
+/// The archive; readable by the user alone, because it holds the token.
+///
+/// # Errors
+/// If a part of it cannot be had.
+pub(super) fn write(context: &Context, kernel: &Kernel, token: &str, path: &Path) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let agent = without_debug_info(&context.toolchain()?.build("kvm-agent")?)?;
+    let mut archive = Archive::new();
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.file("init", 0o755, INIT.replace("PORT", &AGENT_PORT.to_string()).as_bytes());
+    archive.file("token", 0o600, token.as_bytes());
+    archive.file("bin/busybox", 0o755, &fs::read(assets::busybox(&context.packages)?)?);
+    archive.link("bin/sh", "busybox");
+    archive.file("bin/kvm-agent", 0o755, &fs::read(agent)?);
+    let mut order = String::new();
+    for module in load_order(&kernel.modules, &MODULES)? {
+        let name = format!("{}.ko", module.name);
+        archive.file(&format!("modules/{name}"), 0o644, &module.content);
+        order.push_str(&name);
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.as_bytes());
+    let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(&archive.finish()).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,255 @@
+//! The arm64 KVM host: this machine where it is one, or else an emulated one.
+//!
+//! Both are driven by the same agent (see the `kvm-agent` crate): in the emulated host over a forwarded port, on this
+//! machine on a thread of this process. What differs is only how the agent is started and whether files need uploading.
+
+mod client;
+mod disk;
+mod forward;
+mod image;
+mod process;
+mod qemu;
+
+use std::env;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use anyhow::{Context as _, Result, bail};
+use kvm_agent::{Endpoint, Exit, ServerConfig, Stream};
+
+pub use client::Output;
+pub use forward::Forward;
+pub use process::HostProcess;
+
+use crate::assets::without_debug_info;
+use crate::context::Context;
+use crate::paths;
+use crate::progress::note;
+use client::Client;
+use disk::UploadDisk;
+use qemu::Qemu;
+
+/// Tells a runner which host `cargo xtask test` has booted: address, token, directory and, if emulated, upload disk.
+pub const HOST_VARIABLE: &str = "XTASK_KVM_HOST";
+
+/// A command for the host.
+pub type HostCommand = kvm_agent::Command;
+
+/// Program, arguments; the environment is the agent's own.
+pub fn command<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> HostCommand {
+    HostCommand { argv: argv.into_iter().map(Into::into).collect(), env: Vec::new() }
+}
+
+/// An arm64 KVM host that answers. Dropped, it and everything in it ends.
+pub struct KvmHost {
+    client: Client,
+    machine: Machine,
+    /// Where uploads and sockets go, inside the host.
+    directory: String,
+}
+
+enum Machine {
+    /// This machine; the agent is a thread of this process.
+    Native { directory: PathBuf },
+    /// QEMU, ours.
+    Emulated { disk: UploadDisk, _qemu: Qemu },
+    /// Started by the process that started this one.
+    Borrowed { disk: Option<UploadDisk> },
+}
+
+impl KvmHost {
+    /// The host that the environment names, this machine if it is an arm64 KVM host, or else an emulated one.
+    ///
+    /// # Errors
+    /// If something is missing that cannot be had, or the emulated host does not boot; the message has the end of its
+    /// console then.
+    pub fn start(context: &Context) -> Result<Self> {
+        if let Ok(value) = env::var(HOST_VARIABLE) {
+            return Self::borrow(&value).with_context(|| format!("{HOST_VARIABLE}={value}"));
+        }
+        if is_native(context) { Self::start_native() } else { Self::start_emulated(context) }
+    }
+
+    /// An emulated host, whatever this machine is.
+    ///
+    /// # Errors
+    /// As [`KvmHost::start`].
+    pub fn start_emulated(context: &Context) -> Result<Self> {
+        let (qemu, client, disk) = Qemu::boot(context)?;
+        let host = Self { client, machine: Machine::Emulated { disk, _qemu: qemu }, directory: "/tmp/host".to_owned() };
+        let check = host.output(&command(["sh", "-c", "[ -c /dev/kvm ] || { dmesg | grep -i kvm; exit 1; }"]))?;
+        if !check.exit.success() {
+            bail!("the emulated host has no /dev/kvm; its kernel says:\n{}", check.stdout_text());
+        }
+        Ok(host)
+    }
+
+    fn start_native() -> Result<Self> {
+        static NATIVE_HOSTS: AtomicU32 = AtomicU32::new(0);
+        let directory = paths::cache().join(format!(
+            "native-{}-{}",
+            std::process::id(),
+            NATIVE_HOSTS.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir_all(&directory)?;
+        let token = new_token()?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on the loopback address")?;
+        let client = Client::new(listener.local_addr()?, token.clone());
+        thread::spawn(move || kvm_agent::serve(&listener, ServerConfig { token, commands_die_with_agent: true }));
+        let text = directory.display().to_string();
+        Ok(Self { client, machine: Machine::Native { directory }, directory: text })
+    }
+
+    fn borrow(value: &str) -> Result<Self> {
+        let fields: Vec<_> = value.splitn(4, ',').collect();
+        let [address, token, directory, disk] = fields[..] else {
+            bail!("not of the form address,token,directory,disk");
+        };
+        let client = Client::new(address.parse().context("address")?, token.to_owned());
+        client.ping().context("the host of the surrounding command does not answer")?;
+        let disk = (!disk.is_empty()).then(|| UploadDisk::open(Path::new(disk)));
+        let machine = Machine::Borrowed { disk };
+        Ok(Self { client, machine, directory: directory.to_owned() })
+    }
+
+    /// Value of [`HOST_VARIABLE`] that lets a child process use this host.
+    pub fn lend(&self) -> String {
+        let disk = self.disk().map_or(String::new(), |disk| disk.path().display().to_string());
+        format!("{},{},{},{disk}", self.client.address(), self.client.token(), self.directory)
+    }
+
+    /// Whether it is another machine than this one.
+    pub fn is_emulated(&self) -> bool {
+        self.disk().is_some()
+    }
+
+    /// The way for files, where they have to travel.
+    fn disk(&self) -> Option<&UploadDisk> {
+        match &self.machine {
+            Machine::Native { .. } => None,
+            Machine::Emulated { disk, .. } => Some(disk),
+            Machine::Borrowed { disk } => disk.as_ref(),
+        }
+    }
+
+    /// Path inside the host for a socket or a file; its directory exists.
+    pub fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.directory)
+    }
+
+    /// Makes a file of this machine available in the host and returns its path there. The same content is sent once.
+    ///
+    /// # Errors
+    /// If the file cannot be read or the host has no room.
+    pub fn upload(&self, local: &Path) -> Result<String> {
+        let local = fs::canonicalize(local).with_context(|| format!("cannot find {}", local.display()))?;
+        let Some(disk) = self.disk() else { return Ok(local.display().to_string()) };
+        let name = local.file_name().unwrap_or_default().to_string_lossy();
+        let remote = self.path(&format!("{}/{name}", paths::file_fingerprint(&local)?));
+        let file = File::open(&local).with_context(|| format!("cannot open {}", local.display()))?;
+        let size = file.metadata()?.len();
+        if self.client.size(&remote)? != Some(size) {
+            let place = disk.add(file, size)?;
+            let imported = self.client.import(&remote, 0o755, disk::DEVICE, place);
+            imported.with_context(|| format!("uploading {}", local.display()))?;
+        }
+        Ok(remote)
+    }
+
+    /// [`KvmHost::upload`] for a program: without debug information where it has to travel.
+    ///
+    /// # Errors
+    /// As [`KvmHost::upload`].
+    pub fn upload_program(&self, local: &Path) -> Result<String> {
+        if self.is_emulated() { self.upload(&without_debug_info(local)?) } else { self.upload(local) }
+    }
+
+    /// Content of a file of the host, also of files that have no size, as in /proc.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn download(&self, remote: &str) -> Result<Vec<u8>> {
+        self.client.get(remote)
+    }
+
+    /// Runs a command with its output on ours, and returns how it ended.
+    ///
+    /// # Errors
+    /// If it cannot be started, or the host is gone.
+    pub fn run(&self, command: &HostCommand) -> Result<Exit> {
+        self.client.run(command)
+    }
+
+    /// Runs a command and collects its output.
+    ///
+    /// # Errors
+    /// If it cannot be started, or the host is gone.
+    pub fn output(&self, command: &HostCommand) -> Result<Output> {
+        self.client.output(command)
+    }
+
+    /// Starts a command that goes on beside us. It is killed when the [`HostProcess`] is dropped.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(&self, command: &HostCommand) -> Result<HostProcess> {
+        HostProcess::start(self.client.exec(command)?)
+    }
+
+    /// Connects to a socket inside the host.
+    ///
+    /// # Errors
+    /// If nobody listens there.
+    pub fn connect(&self, endpoint: &Endpoint) -> Result<Stream> {
+        self.client.connect(endpoint).map(Stream::Tcp)
+    }
+
+    /// A port of this machine's loopback address, each connection to which goes to that socket inside the host.
+    ///
+    /// # Errors
+    /// If no port can be had.
+    pub fn forward(&self, endpoint: Endpoint) -> Result<Forward> {
+        Forward::start(self.client.clone(), endpoint)
+    }
+
+    /// What this host is, for messages.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn describe(&self) -> Result<String> {
+        let kind = if self.is_emulated() { "emulated arm64 KVM host" } else { "this machine" };
+        let uname = self.output(&command(["uname", "-rm"]))?;
+        Ok(format!("{kind}, Linux {}", uname.stdout_text().trim()))
+    }
+}
+
+impl Drop for KvmHost {
+    fn drop(&mut self) {
+        if let Machine::Native { directory } = &self.machine
+            && let Err(error) = paths::remove(directory)
+        {
+            note(format!("{error:#}"));
+        }
+    }
+}
+
+/// Whether everything runs on this machine itself.
+pub fn is_native(context: &Context) -> bool {
+    cfg!(target_arch = "aarch64")
+        && !context.host.emulated
+        && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// A secret for one host: whoever has it can run commands there.
+fn new_token() -> Result<String> {
+    use std::io::Read;
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes).context("cannot read /dev/urandom")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests;

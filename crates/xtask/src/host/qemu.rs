@@ -1,0 +1,187 @@
+//! Boots the emulated host.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::client::Client;
+use super::disk::UploadDisk;
+use super::{image, new_token};
+use crate::assets::{self, Kernel};
+use crate::context::{Context, HostOptions};
+use crate::packages::{Tool, on_path};
+use crate::paths;
+use crate::progress::{Progress, tail};
+
+/// How long the slowest CPU on a busy machine may take.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How often the agent is asked whether it is there, and how long it may take to answer then.
+const POLL: Duration = Duration::from_millis(50);
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// How often another port is tried when somebody else took ours.
+const ATTEMPTS: u32 = 3;
+
+/// A running QEMU; killed when dropped, and by the kernel when this process dies.
+pub(super) struct Qemu {
+    child: Child,
+    directory: PathBuf,
+}
+
+impl Qemu {
+    /// Boots, and waits for the agent.
+    ///
+    /// # Errors
+    /// If something is missing, or the agent does not answer in time; with the end of the console.
+    pub(super) fn boot(context: &Context) -> Result<(Self, Client, UploadDisk)> {
+        context.packages.ensure(&[Tool::Qemu, Tool::CrossGcc])?;
+        let kernel = assets::kernel(&context.packages)?;
+        let options = &context.host;
+        let directory = run_directory()?;
+        let token = new_token()?;
+        let disk = UploadDisk::create(&directory)?;
+        let initrd = directory.join("initramfs");
+        image::write(context, &kernel, &token, &initrd)?;
+
+        let progress = Progress::start(format!(
+            "booting the emulated arm64 KVM host ({}, {} CPUs)",
+            options.host_cpu, options.host_cpus
+        ));
+        let mut attempt = 1;
+        loop {
+            let port = free_port()?;
+            let mut qemu =
+                Self { child: start(options, &kernel, &directory, &disk, port)?, directory: directory.clone() };
+            let client = Client::new(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), token.clone());
+            match qemu.wait_for_agent(&client) {
+                Ok(()) => {
+                    progress.done();
+                    return Ok((qemu, client, disk));
+                }
+                // Between our look and QEMU's start another program can take a port.
+                Err(_) if attempt < ATTEMPTS && qemu.said("Could not set up host forwarding") => {
+                    attempt += 1;
+                    qemu.stop();
+                    // The next attempt keeps the directory.
+                    qemu.directory = PathBuf::new();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn wait_for_agent(&mut self, client: &Client) -> Result<()> {
+        let deadline = Instant::now() + BOOT_TIMEOUT;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("QEMU ended with {status}\n{}{}", self.log("qemu.log"), self.log("console.log"));
+            }
+            if client.hello(ANSWER).is_ok() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "the agent in the emulated host did not answer within {} s; the console ends with\n{}",
+                    BOOT_TIMEOUT.as_secs(),
+                    self.log("console.log")
+                );
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn log(&self, name: &str) -> String {
+        let bytes = fs::read(self.directory.join(name)).unwrap_or_default();
+        tail(&String::from_utf8_lossy(&bytes))
+    }
+
+    fn said(&self, text: &str) -> bool {
+        self.log("qemu.log").contains(text)
+    }
+
+    fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.stop();
+        if self.directory.is_dir() {
+            // Left behind, it is removed by the next run.
+            let _ = paths::remove(&self.directory);
+        }
+    }
+}
+
+fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &UploadDisk, port: u16) -> Result<Child> {
+    let log = File::create(directory.join("qemu.log"))?;
+    // The kernel ends QEMU with us, however we die. (It goes by the thread that starts it, so the host has to be booted
+    // on a thread that lives as long as it does.)
+    let mut command = if on_path("setpriv") {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "qemu-system-aarch64"]);
+        command
+    } else {
+        Command::new("qemu-system-aarch64")
+    };
+    command
+        .args(["-M", "virt,virtualization=on,gic-version=3", "-cpu", &cpu(&options.host_cpu)])
+        .args(["-smp", &options.host_cpus.to_string(), "-m", &format!("{}M", options.host_memory)])
+        .args(["-accel", "tcg,thread=multi,tb-size=256"])
+        .args(["-display", "none", "-monitor", "none", "-no-reboot"])
+        .arg("-serial")
+        .arg(format!("file:{}", directory.join("console.log").display()))
+        .arg("-netdev")
+        .arg(format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{}", image::AGENT_PORT))
+        // The option ROM is in a package that is not needed for anything else.
+        .args(["-device", "virtio-net-pci,netdev=net,romfile="])
+        .arg("-drive")
+        .arg(format!("if=none,id=uploads,format=raw,readonly=on,file={}", disk.path().display()))
+        .args(["-device", "virtio-blk-pci,drive=uploads"])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(directory.join("initramfs"))
+        .args(["-append", "console=ttyAMA0 quiet nokaslr panic=-1"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    command.spawn().context("cannot start qemu-system-aarch64")
+}
+
+/// `max` computes pointer authentication codes as the architecture's own algorithm, unless told not to: very slowly.
+fn cpu(model: &str) -> String {
+    if model == "max" { "max,pauth-impdef=on".to_owned() } else { model.to_owned() }
+}
+
+/// A new directory for this host's files. Directories of processes that are gone are removed.
+fn run_directory() -> Result<PathBuf> {
+    static BOOTS: AtomicU32 = AtomicU32::new(0);
+    let parent = paths::cache().join("run");
+    fs::create_dir_all(&parent)?;
+    for entry in fs::read_dir(&parent)?.filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.split('-').next().unwrap_or_default();
+        if !Path::new("/proc").join(pid).exists() {
+            paths::remove(&entry.path())?;
+        }
+    }
+    let directory = parent.join(format!("{}-{}", process::id(), BOOTS.fetch_add(1, Ordering::Relaxed)));
+    paths::remove(&directory)?;
+    fs::create_dir(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on the loopback address")?;
+    Ok(listener.local_addr()?.port())
+}

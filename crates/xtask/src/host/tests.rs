@@ -1,0 +1,68 @@
+//! The parts of a host that need no arm64: this machine, through its own agent.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use kvm_agent::Signal;
+
+use super::*;
+
+#[test]
+fn a_process_is_watched_signalled_and_ended() {
+    let host = KvmHost::start_native().unwrap();
+    let script = "trap 'echo bye; exit 5' TERM; echo one; echo two; while :; do sleep 0.05; done";
+    let process = host.spawn(&command(["sh", "-c", script])).unwrap();
+    let after = process.wait_for("one", 0, Duration::from_secs(10)).unwrap();
+    process.wait_for("two", after, Duration::from_secs(10)).unwrap();
+    assert!(process.wait_for("one", after, Duration::from_millis(50)).is_err(), "only the output behind the first");
+    assert_eq!(process.wait(Duration::from_millis(10)).unwrap(), None);
+    process.signal(Signal::Term).unwrap();
+    assert_eq!(process.wait(Duration::from_secs(10)).unwrap(), Some(Exit::Code(5)));
+    assert!(process.output_text().contains("bye"));
+    let error = process.wait_for("never", 0, Duration::from_secs(10)).unwrap_err().to_string();
+    assert!(error.contains("exit code 5") && error.contains("bye"), "{error}");
+}
+
+#[test]
+fn a_forward_carries_several_connections_one_after_the_other() {
+    let host = KvmHost::start_native().unwrap();
+    let path = host.path("echo.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for peer in listener.incoming() {
+            let mut peer = peer.unwrap();
+            let mut text = String::new();
+            peer.read_to_string(&mut text).unwrap();
+            peer.write_all(text.to_uppercase().as_bytes()).unwrap();
+        }
+    });
+    let forward = host.forward(Endpoint::Unix(path)).unwrap();
+    for text in ["first", "second"] {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, forward.port())).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, text.to_uppercase());
+    }
+}
+
+#[test]
+fn a_host_can_be_lent_to_another_process() {
+    let host = KvmHost::start_native().unwrap();
+    let borrowed = KvmHost::borrow(&host.lend()).unwrap();
+    assert!(!borrowed.is_emulated());
+    let output = borrowed.output(&command(["echo", "hello"])).unwrap();
+    assert_eq!((output.stdout_text().as_str(), output.exit), ("hello\n", Exit::Code(0)));
+    assert!(KvmHost::borrow("127.0.0.1:1,wrong,/tmp,").is_err());
+    assert!(KvmHost::borrow("nonsense").is_err());
+}
+
+#[test]
+fn files_that_have_no_size_are_read_to_their_end() {
+    let host = KvmHost::start_native().unwrap();
+    assert!(host.download("/proc/self/status").unwrap().starts_with(b"Name:"));
+    assert!(host.download("/no/such/file").is_err());
+}

@@ -1,0 +1,94 @@
+//! `cargo xtask`: the commands of this repository. `cargo xtask help` lists them.
+
+#[allow(dead_code, reason = "in part only for demo, scenarios and bench")]
+mod assets;
+mod bench;
+mod context;
+mod cpio;
+mod demo;
+#[allow(dead_code, reason = "in part only for demo, scenarios and bench")]
+mod host;
+mod modules;
+mod packages;
+mod paths;
+mod progress;
+mod report;
+mod run;
+mod runner;
+mod scenarios;
+mod symbols;
+mod test;
+mod toolchain;
+#[allow(dead_code, reason = "in part only for demo, scenarios and bench")]
+mod vmm;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use context::{Context, HostOptions};
+
+/// Commands of the guest-debug repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    /// Install missing Debian packages without asking
+    #[arg(long, global = true)]
+    yes: bool,
+    #[command(flatten)]
+    host: HostOptions,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Boot a Linux guest, attach gdb to it and show what the debugger can do
+    Demo(demo::DemoOptions),
+    /// Check everything: format, lints, tests here, tests and scenarios on the arm64 KVM host
+    Test(test::TestOptions),
+    /// Start a Linux guest and print the line that attaches gdb to it
+    Run(run::RunOptions),
+    /// Run the scenario suite: gdb against running guests
+    Scenarios(scenarios::ScenarioOptions),
+    /// Measure
+    Bench(bench::BenchOptions),
+    /// Run an arm64 program on the KVM host (cargo's runner)
+    Runner(runner::RunnerOptions),
+    /// Print shell exports with which `cargo test --target aarch64-unknown-linux-gnu` works: eval "$(cargo xtask env)"
+    Env,
+    /// Make the file with the guest kernel's symbols and print its path
+    Symbols,
+    /// Run a command in the KVM host: cargo xtask host -- uname -a
+    Host(runner::HostOptions),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let context = Context::new(cli.yes, cli.host);
+    match run(&context, cli.task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(context: &Context, task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Demo(options) => demo::demo(context, &options),
+        Task::Test(options) => test::test(context, &options),
+        Task::Run(options) => run::run(context, &options),
+        Task::Scenarios(options) => scenarios::main(context, &options),
+        Task::Bench(options) => bench::bench(context, &options),
+        Task::Runner(options) => runner::runner(context, options),
+        Task::Env => runner::env(context),
+        Task::Symbols => {
+            println!("{}", symbols::kernel_symbols(context, None)?.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Host(options) => runner::host(context, options),
+    }
+}

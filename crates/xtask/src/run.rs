@@ -1,0 +1,83 @@
+//! `cargo xtask run`: a guest to debug by hand.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::assets::guest_initramfs;
+use crate::context::Context;
+use crate::host::KvmHost;
+use crate::packages::Tool;
+use crate::paths;
+use crate::progress::note;
+use crate::symbols::kernel_symbols;
+use crate::vmm::{self, CMDLINE, GuestOptions};
+
+/// Options of `run`.
+#[derive(Args, Debug)]
+pub struct RunOptions {
+    /// Kernel to boot instead of Debian's: an arm64 Image or an ELF file
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// Initramfs instead of one with busybox
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, default_value = CMDLINE)]
+    cmdline: String,
+    /// Number of vCPUs
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    cpus: u32,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 512, value_name = "MIB")]
+    memory: u32,
+    /// Execute nothing before gdb has attached and continued
+    #[arg(long)]
+    wait_for_gdb: bool,
+}
+
+/// Starts the guest and shows its console until it ends or Ctrl-C is pressed.
+pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
+    context.packages.ensure(&[Tool::Gdb])?;
+    let host = KvmHost::start(context)?;
+    let vmm = vmm::install(context, &host)?;
+    let initrd = match (&options.initrd, &options.kernel) {
+        (Some(path), _) => Some(path.clone()),
+        // A kernel of the caller's may be a payload that knows nothing of an initramfs.
+        (None, Some(_)) => None,
+        (None, None) => Some(guest_initramfs(&context.packages, &[])?),
+    };
+    let symbols = match &options.kernel {
+        Some(kernel) => kernel.clone(),
+        None => kernel_symbols(context, Some(&host))?,
+    };
+    let guest = vmm::start(
+        context,
+        &host,
+        &vmm,
+        &GuestOptions {
+            kernel: options.kernel.clone(),
+            initrd,
+            cmdline: options.cmdline.clone(),
+            cpus: options.cpus,
+            memory: options.memory,
+            wait_for_gdb: options.wait_for_gdb,
+            extra: Vec::new(),
+        },
+    )?;
+    note(format!("the guest runs under reference-vmm on {}", host.describe()?));
+    note("attach with");
+    println!("\n    gdb-multiarch {} -ex 'target remote {}'\n", paths::short(&symbols), guest.address());
+    note("Ctrl-C ends the guest; its console follows");
+    guest.vmm.echo()?;
+    loop {
+        // Ctrl-C ends this process, and with it the host and everything in it.
+        if let Some(exit) = guest.vmm.wait(Duration::from_secs(3600))? {
+            note(format!("the guest ended: {exit}"));
+            return Ok(ExitCode::from(exit.shell_code()));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Builds the guests of tests/guest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::assets::{GuestFile, guest_initramfs, without_debug_info};
+use crate::context::Context;
+use crate::packages::Tool;
+use crate::paths;
+use crate::progress::tail;
+
+const COMPILER: &str = "aarch64-linux-gnu-gcc";
+
+/// Where a VMM puts what a bare-metal guest has to know.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GuestLayout {
+    /// First byte of RAM, a multiple of 1 GiB.
+    pub ram_base: u64,
+    /// Where in RAM a bare-metal guest may be loaded: not on top of the device tree.
+    pub load_offset: u64,
+    /// GICv3 distributor.
+    pub gicd: u64,
+    /// First GICv3 redistributor.
+    pub gicr: u64,
+}
+
+/// The bare-metal guest's ELF file, linked for a VMM's layout.
+///
+/// # Errors
+/// What the compiler prints.
+pub(super) fn bare(context: &Context, layout: &GuestLayout) -> Result<PathBuf> {
+    let GuestLayout { ram_base, load_offset, gicd, gicr } = layout;
+    let flags = [
+        "-nostdlib -ffreestanding -mgeneral-regs-only -mno-outline-atomics -fno-pic -no-pie -fno-stack-protector -O1",
+        "-Wl,--build-id=none -Wl,-z,norelro -Wl,--no-warn-rwx-segments -Wl,-T,bare/payload.ld",
+    ];
+    let mut flags: Vec<_> = flags.iter().flat_map(|line| line.split_whitespace()).map(str::to_owned).collect();
+    flags.extend([
+        format!("-Wl,--defsym=BASE={:#x}", ram_base + load_offset),
+        format!("-DRAM_BASE={ram_base:#x}"),
+        format!("-DGICD={gicd:#x}"),
+        format!("-DGICR={gicr:#x}"),
+    ]);
+    let sources = ["bare/start.S", "bare/vectors.S", "bare/steps.S", "bare/regs.S", "bare/main.c"];
+    compile(context, "bare.elf", &sources, &flags)
+}
+
+/// The Linux guest's init, with debug information, and an initramfs that holds it.
+///
+/// # Errors
+/// What the compiler prints.
+pub(super) fn agent(context: &Context) -> Result<(PathBuf, PathBuf)> {
+    let flags = ["-no-pie", "-O1", "-fno-omit-frame-pointer", "-pthread"].map(str::to_owned);
+    let program = compile(context, "agent", &["agent.c"], &flags)?;
+    let init = GuestFile::program("/init", &without_debug_info(&program)?)?;
+    let initrd = guest_initramfs(&context.packages, &[init])?;
+    Ok((program, initrd))
+}
+
+/// Compiles sources of tests/guest. Done again when any file there, the flags or the compiler changed.
+fn compile(context: &Context, name: &str, sources: &[&str], flags: &[String]) -> Result<PathBuf> {
+    context.packages.ensure(&[Tool::CrossGcc])?;
+    let directory = paths::root().join("tests/guest");
+    let version =
+        Command::new(COMPILER).arg("--version").output().with_context(|| format!("cannot start {COMPILER}"))?;
+    let files = files_below(&directory)?;
+    let mut parts = vec![version.stdout.as_slice()];
+    parts.extend(flags.iter().map(String::as_bytes));
+    parts.extend(files.iter().map(Vec::as_slice));
+    let target = paths::cache().join("guest-programs").join(paths::fingerprint(&parts)).join(name);
+    if target.exists() {
+        return Ok(target);
+    }
+    paths::create_atomically(&target, |partial| {
+        let mut gcc = Command::new(COMPILER);
+        gcc.current_dir(&directory).args(["-static", "-g", "-Wall", "-Wextra", "-Werror"]);
+        let output = gcc.args(flags).arg("-o").arg(partial).args(sources).output()?;
+        if !output.status.success() {
+            bail!("{name} does not compile:\n{}", tail(&String::from_utf8_lossy(&output.stderr)));
+        }
+        Ok(())
+    })?;
+    Ok(target)
+}
+
+/// Content of every file, in the order of their names.
+fn files_below(directory: &Path) -> Result<Vec<Vec<u8>>> {
+    let mut entries: Vec<_> = fs::read_dir(directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    entries.sort();
+    let mut files = Vec::new();
+    for path in entries {
+        if path.is_dir() {
+            files.extend(files_below(&path)?);
+        } else {
+            files.push(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+        }
+    }
+    Ok(files)
+}

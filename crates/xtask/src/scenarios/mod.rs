@@ -1,0 +1,183 @@
+//! `cargo xtask scenarios`: gdb against running guests.
+
+mod catalog;
+mod guests;
+mod script;
+mod vmm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::context::Context;
+use crate::host::KvmHost;
+use crate::packages::Tool;
+use crate::paths;
+use crate::progress::{note, tail};
+use crate::report::{CaseResult, Counts, Status};
+use crate::symbols::kernel_symbols;
+use crate::vmm::GuestOptions;
+use catalog::{GuestKind, Scenario};
+use script::Facts;
+use vmm::{QemuTcg, ReferenceVmm, RunningGuest, Vmm};
+
+/// How long the Linux guest may take to its init, in a guest of an emulated host on a busy machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What init prints (tests/guest/agent.c).
+const AGENT_READY: &str = "guest agent ready";
+
+/// Options of `scenarios`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ScenarioOptions {
+    /// The VMM to test: reference-vmm, or qemu-tcg (QEMU's emulation and gdb server, without KVM)
+    #[arg(long, default_value = "reference-vmm")]
+    pub vmm: String,
+    /// The VMM's program, instead of one that is built or installed
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
+    /// Only scenarios whose name contains this; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
+    /// Write the results to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// The command: boots a host, runs the suite, prints the sum.
+pub fn main(context: &Context, options: &ScenarioOptions) -> Result<ExitCode> {
+    let host = match options.vmm.as_str() {
+        "qemu-tcg" => None,
+        _ => Some(KvmHost::start(context)?),
+    };
+    let results = suite(context, host.as_ref(), options)?;
+    let mut counts = Counts::default();
+    for result in &results {
+        counts += Counts::one(result.status);
+    }
+    println!("{counts}");
+    Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the suite on a host that is up, prints each result, and writes the JSON file if one is asked for.
+///
+/// # Errors
+/// If the suite itself cannot run; a scenario that fails is a result.
+pub fn run(context: &Context, host: &KvmHost, options: &ScenarioOptions) -> Result<Vec<CaseResult>> {
+    suite(context, Some(host), options)
+}
+
+fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -> Result<Vec<CaseResult>> {
+    let mut scenarios = catalog::load(&paths::root().join("tests/scenarios"))?;
+    if !options.only.is_empty() {
+        scenarios.retain(|scenario| options.only.iter().any(|name| scenario.name.contains(name.as_str())));
+    }
+    if scenarios.is_empty() {
+        bail!("no scenario has a name that contains {}", options.only.join(" or "));
+    }
+    context.packages.ensure(&[Tool::Gdb, Tool::CrossGcc])?;
+    let binary = options.binary.as_deref();
+    let vmm: Box<dyn Vmm + '_> = match (options.vmm.as_str(), host) {
+        ("qemu-tcg", _) => Box::new(QemuTcg::new(context, binary)?),
+        ("reference-vmm", Some(host)) => Box::new(ReferenceVmm::new(context, host, binary)?),
+        (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm or qemu-tcg"),
+    };
+    let mut suite = Suite { context, host, vmm: vmm.as_ref(), guest: None };
+    let results: Vec<_> = scenarios.iter().map(|scenario| suite.run(scenario)).collect();
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&results)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(results)
+}
+
+struct Suite<'a> {
+    context: &'a Context,
+    host: Option<&'a KvmHost>,
+    vmm: &'a dyn Vmm,
+    /// The Linux guest that the next scenario may use.
+    guest: Option<LinuxGuest>,
+}
+
+struct LinuxGuest {
+    running: Box<dyn RunningGuest>,
+    cpus: u32,
+    facts: Facts,
+}
+
+impl Suite<'_> {
+    /// Runs one scenario and prints its line.
+    fn run(&mut self, scenario: &Scenario) -> CaseResult {
+        let started = Instant::now();
+        let (status, reason) = match self.attempt(scenario) {
+            Ok((status, reason)) => (status, reason),
+            Err(error) => (Status::Failed, Some(format!("{error:#}"))),
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        let word = match status {
+            Status::Passed => "passed ",
+            Status::Failed => "FAILED ",
+            Status::Skipped => "skipped",
+        };
+        let reason_text = reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        println!("{word} {:<32} {seconds:6.1} s{reason_text}", scenario.name);
+        CaseResult { name: scenario.name.clone(), status, reason, seconds }
+    }
+
+    fn attempt(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
+        let (mut guest, facts) = match scenario.guest {
+            GuestKind::Bare => self.bare(scenario)?,
+            GuestKind::Linux => self.linux(scenario)?,
+        };
+        let connection = [("GDB_TARGET", guest.address()), ("GDB_CPUS", scenario.cpus.to_string())];
+        let outcome = script::run(scenario, &[facts.as_slice(), &connection].concat())?;
+        let (mut status, mut reason) = (outcome.status, outcome.reason);
+        // Whatever a client did, the VMM has to be there afterwards.
+        if let Some(end) = guest.ended() {
+            let so_far = reason.map(|reason| format!("; {reason}")).unwrap_or_default();
+            (status, reason) = (Status::Failed, Some(format!("the VMM ended: {end}{so_far}")));
+        }
+        if status == Status::Failed {
+            note(format!("{}: its output ends with\n{}", scenario.name, tail(&outcome.output)));
+            let console = guest.output();
+            note(format!("{}: the guest's console and the VMM's messages end with\n{}", scenario.name, tail(&console)));
+        } else if scenario.guest == GuestKind::Linux {
+            self.guest = Some(LinuxGuest { running: guest, cpus: scenario.cpus, facts });
+        }
+        Ok((status, reason))
+    }
+
+    /// A new bare-metal guest that has executed nothing yet.
+    fn bare(&self, scenario: &Scenario) -> Result<(Box<dyn RunningGuest>, Facts)> {
+        let elf = guests::bare(self.context, &self.vmm.layout())?;
+        let guest = self.vmm.start(&GuestOptions {
+            kernel: Some(elf.clone()),
+            cpus: scenario.cpus,
+            memory: 64,
+            wait_for_gdb: true,
+            ..GuestOptions::default()
+        })?;
+        Ok((guest, vec![("GUEST_ELF", elf.display().to_string())]))
+    }
+
+    /// A Linux guest whose init is up: the last scenario's, if that left one.
+    fn linux(&mut self, scenario: &Scenario) -> Result<(Box<dyn RunningGuest>, Facts)> {
+        if let Some(guest) = self.guest.take().filter(|guest| guest.cpus == scenario.cpus) {
+            return Ok((guest.running, guest.facts));
+        }
+        let (agent, initrd) = guests::agent(self.context)?;
+        let symbols = kernel_symbols(self.context, self.host)?;
+        let mut guest = self.vmm.start(&GuestOptions {
+            initrd: Some(initrd),
+            cmdline: format!("console={} nokaslr quiet panic=-1", self.vmm.console()),
+            cpus: scenario.cpus,
+            ..GuestOptions::default()
+        })?;
+        guest.wait_for(AGENT_READY, BOOT_TIMEOUT)?;
+        let facts = vec![("GUEST_ELF", agent.display().to_string()), ("KERNEL_ELF", symbols.display().to_string())];
+        Ok((guest, facts))
+    }
+}

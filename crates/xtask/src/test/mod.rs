@@ -1,0 +1,290 @@
+//! `cargo xtask test`: everything that is checked, and the sum of it.
+
+mod follow;
+mod summary;
+
+use std::collections::BTreeSet;
+use std::env;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::assets::{guest_initramfs, kernel};
+use crate::context::Context;
+use crate::host::{self, HOST_VARIABLE, KvmHost};
+use crate::packages::Tool;
+use crate::progress::note;
+use crate::report::{Counts, Status};
+use crate::runner::{FILE_VARIABLE, runner_variable};
+use crate::scenarios::{self, ScenarioOptions};
+use crate::toolchain::{TARGET, cargo};
+use follow::follow;
+use summary::TestName;
+
+/// Options of `test`.
+#[derive(Args, Debug)]
+pub struct TestOptions {
+    /// Leave out what needs an arm64 KVM host; it is counted as skipped
+    #[arg(long)]
+    no_host: bool,
+    /// Leave out the scenarios; they are counted as skipped
+    #[arg(long)]
+    no_scenarios: bool,
+}
+
+/// Crates whose tests run on the KVM host as well.
+const HOST_CRATES: [&str; 3] = ["guest-debug", "guest-debug-gdb", "reference-vmm"];
+
+/// Runs all steps, also after one has failed, and prints the sum as the last line.
+pub fn test(context: &Context, options: &TestOptions) -> Result<ExitCode> {
+    let mut report = Report::default();
+    if !options.no_host {
+        // First, so that a question about packages is not asked after minutes of work.
+        report.outcome("packages", || {
+            context.packages.ensure(&Tool::ALL)?;
+            context.toolchain()?;
+            guest_initramfs(&context.packages, &[])?;
+            kernel(&context.packages).map(drop)
+        });
+    }
+    report.command("format", cargo().args(["fmt", "--all", "--", "--check"]));
+    report
+        .command("lints", cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]));
+    report.cargo_test("tests here", cargo().args(["test", "--workspace", "--no-fail-fast"]));
+    report.command(
+        "documentation",
+        cargo().args(["doc", "--quiet", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"),
+    );
+    if options.no_host {
+        report.skip("tests on the KVM host", "left out by --no-host");
+        report.skip("scenarios", "left out by --no-host");
+    } else {
+        on_host(context, options, &mut report);
+    }
+    report.print();
+    Ok(if report.counts().failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn on_host(context: &Context, options: &TestOptions, report: &mut Report) {
+    let native = host::is_native(context);
+    if !native {
+        report.outcome("arm64 lints", || lint_arm64(context).map(drop));
+        if context.toolchain().is_ok_and(|toolchain| !toolchain.has_clippy()) {
+            let reason = "rustup's clippy cannot read the standard library of Debian's rustc; checked with rustc alone";
+            report.skip("arm64 clippy", reason);
+        }
+    }
+    let host = match KvmHost::start(context).and_then(|host| host.describe().map(|text| (host, text))) {
+        Ok((host, text)) => {
+            note(format!("KVM host: {text}"));
+            report.pass("KVM host");
+            host
+        }
+        Err(error) => {
+            report.fail("KVM host", &format!("{error:#}"));
+            report.skip("tests on the KVM host", "there is no host");
+            report.skip("scenarios", "there is no host");
+            return;
+        }
+    };
+    // On a native host the tests above were these tests.
+    if !native {
+        match host_tests(context, &host) {
+            Ok(mut command) => report.cargo_test("tests on the KVM host", &mut command),
+            Err(error) => report.fail("tests on the KVM host", &format!("{error:#}")),
+        }
+    }
+    if options.no_scenarios {
+        report.skip("scenarios", "left out by --no-scenarios");
+        return;
+    }
+    let started = report.begin("scenarios");
+    match scenarios::run(context, &host, &ScenarioOptions { vmm: "reference-vmm".to_owned(), ..Default::default() }) {
+        Ok(results) => {
+            let mut counts = Counts::default();
+            for result in &results {
+                counts += Counts::one(result.status);
+                if result.status != Status::Passed {
+                    let name = format!("scenario {}", result.name);
+                    report.explain(result.status, &name, result.reason.as_deref().unwrap_or("no reason given"));
+                }
+            }
+            report.end("scenarios", started, counts);
+        }
+        Err(error) => report.fail("scenarios", &format!("{error:#}")),
+    }
+}
+
+/// clippy for arm64 where it works, or else rustc's own lints.
+fn lint_arm64(context: &Context) -> Result<()> {
+    let toolchain = context.toolchain()?;
+    note(format!("arm64 compiler: {}", toolchain.describe()));
+    let mut cargo = toolchain.cargo();
+    let clippy = toolchain.has_clippy();
+    cargo.args([
+        if clippy { "clippy" } else { "check" },
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--target",
+        TARGET,
+    ]);
+    if clippy {
+        cargo.args(["--", "-D", "warnings"]);
+    } else {
+        cargo.args(["--config", &format!("target.{TARGET}.rustflags=[\"-Dwarnings\"]")]);
+    }
+    succeed(&mut cargo)
+}
+
+/// The tests for arm64, with this program as cargo's runner and `host` to run them on.
+fn host_tests(context: &Context, host: &KvmHost) -> Result<Command> {
+    let (runner, value) = runner_variable()?;
+    let mut command = context.toolchain()?.cargo();
+    command.args(["test", "--tests", "--no-fail-fast", "--target", TARGET]);
+    for name in HOST_CRATES {
+        command.args(["--package", name]);
+    }
+    // Property tests have run in full on this machine, many times as fast.
+    if host.is_emulated() && env::var_os("PROPTEST_CASES").is_none() {
+        command.env("PROPTEST_CASES", "16");
+    }
+    command
+        .env(runner, value)
+        .env(HOST_VARIABLE, host.lend())
+        .env(format!("{FILE_VARIABLE}KERNEL"), kernel(&context.packages)?.image)
+        .env(format!("{FILE_VARIABLE}INITRD"), guest_initramfs(&context.packages, &[])?);
+    Ok(command)
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
+    anyhow::ensure!(status.success(), "cargo failed ({status})");
+    Ok(())
+}
+
+/// What happened so far.
+#[derive(Default)]
+struct Report {
+    steps: Vec<Step>,
+    explanations: Vec<(Status, String, String)>,
+    /// Tests that were ignored somewhere, and tests that passed anywhere.
+    ignored: Vec<(TestName, String)>,
+    passed: BTreeSet<TestName>,
+}
+
+struct Step {
+    name: String,
+    counts: Counts,
+    seconds: f64,
+    /// The test runners' own summaries.
+    lines: Vec<String>,
+}
+
+impl Report {
+    fn begin(&self, name: &str) -> Instant {
+        note(format!("=== {name}"));
+        Instant::now()
+    }
+
+    fn end(&mut self, name: &str, started: Instant, counts: Counts) {
+        let seconds = started.elapsed().as_secs_f64();
+        self.steps.push(Step { name: name.to_owned(), counts, seconds, lines: Vec::new() });
+    }
+
+    fn explain(&mut self, status: Status, name: &str, reason: &str) {
+        self.explanations.push((status, name.to_owned(), reason.to_owned()));
+    }
+
+    fn pass(&mut self, name: &str) {
+        self.end(name, Instant::now(), Counts::one(Status::Passed));
+    }
+
+    fn fail(&mut self, name: &str, reason: &str) {
+        note(format!("{name} failed: {reason}"));
+        self.end(name, Instant::now(), Counts::one(Status::Failed));
+        self.explain(Status::Failed, name, reason);
+    }
+
+    fn skip(&mut self, name: &str, reason: &str) {
+        self.end(name, Instant::now(), Counts::one(Status::Skipped));
+        self.explain(Status::Skipped, name, reason);
+    }
+
+    /// A step that either works or does not.
+    fn outcome(&mut self, name: &str, step: impl FnOnce() -> Result<()>) {
+        let started = self.begin(name);
+        match step() {
+            Ok(()) => self.end(name, started, Counts::one(Status::Passed)),
+            Err(error) => self.fail(name, &format!("{error:#}")),
+        }
+    }
+
+    fn command(&mut self, name: &str, command: &mut Command) {
+        self.outcome(name, || succeed(command));
+    }
+
+    /// A run of `cargo test`, whose tests are counted one by one.
+    fn cargo_test(&mut self, name: &str, command: &mut Command) {
+        let started = self.begin(name);
+        let output = match follow(command) {
+            Ok(output) => output,
+            Err(error) => return self.fail(name, &format!("{error:#}")),
+        };
+        let mut counts = output.counts;
+        for test in &output.failed {
+            self.explain(Status::Failed, &format!("{name}: {test}"), "see its output above");
+        }
+        if !output.success && counts.failed == 0 {
+            counts.failed = 1;
+            self.explain(Status::Failed, name, "cargo test failed without a test that failed: does it compile?");
+        }
+        for (test, reason) in &output.skipped {
+            self.explain(Status::Skipped, &format!("{name}: {test}"), reason);
+        }
+        self.ignored.extend(output.ignored);
+        self.passed.extend(output.passed);
+        self.end(name, started, counts);
+        if let Some(step) = self.steps.last_mut() {
+            step.lines = output.results;
+        }
+    }
+
+    /// The sum. A test that was ignored here and has passed on the KVM host was not skipped.
+    fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for step in &self.steps {
+            counts += step.counts;
+        }
+        counts.skipped += self.skipped_tests().count() as u64;
+        counts
+    }
+
+    fn skipped_tests(&self) -> impl Iterator<Item = &(TestName, String)> {
+        self.ignored.iter().filter(|(test, _)| !self.passed.contains(test))
+    }
+
+    fn print(&self) {
+        println!("\n=== summary");
+        for step in &self.steps {
+            println!("{}: {} ({:.1} s)", step.name, step.counts, step.seconds);
+            for line in &step.lines {
+                println!("    {line}");
+            }
+        }
+        let elsewhere = self.ignored.len() - self.skipped_tests().count();
+        if elsewhere > 0 {
+            println!("{elsewhere} tests that were ignored here passed on the KVM host");
+        }
+        for (test, reason) in self.skipped_tests() {
+            println!("skipped: {test}: {reason}");
+        }
+        for (status, name, reason) in &self.explanations {
+            let status = if *status == Status::Skipped { "skipped" } else { "FAILED" };
+            println!("{status}: {name}: {reason}");
+        }
+        println!("{}", self.counts());
+    }
+}

@@ -1,0 +1,128 @@
+//! Starts a Debian guest under reference-vmm in the KVM host.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kvm_agent::Endpoint;
+
+use crate::assets;
+use crate::context::Context;
+use crate::host::{Forward, HostCommand, HostProcess, KvmHost, command};
+
+/// How long reference-vmm may take to offer its gdb socket.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The guest's kernel command line: no KASLR, so that the symbols fit.
+pub const CMDLINE: &str = "console=ttyS0 nokaslr quiet panic=-1";
+
+/// What guest to start.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    /// Kernel; `None` is Debian's.
+    pub kernel: Option<PathBuf>,
+    /// Initramfs, if it has one.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Execute nothing before a debugger says so.
+    pub wait_for_gdb: bool,
+    /// Further arguments for the VMM.
+    pub extra: Vec<String>,
+}
+
+impl Default for GuestOptions {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            initrd: None,
+            cmdline: CMDLINE.to_owned(),
+            cpus: 2,
+            memory: 512,
+            wait_for_gdb: false,
+            extra: Vec::new(),
+        }
+    }
+}
+
+/// A running guest; dropped, it ends.
+pub struct Guest {
+    /// The VMM, whose output is the guest's console.
+    pub vmm: HostProcess,
+    /// The gdb server's socket, on a local port.
+    pub gdb: Forward,
+    /// Path of that socket in the host.
+    pub socket: String,
+}
+
+impl Guest {
+    /// What gdb's `target remote` takes.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.gdb.port())
+    }
+}
+
+/// Builds reference-vmm for arm64 and makes it available in the host; returns its path there.
+///
+/// # Errors
+/// If it does not build.
+pub fn install(context: &Context, host: &KvmHost) -> Result<String> {
+    host.upload_program(&context.toolchain()?.build("reference-vmm")?)
+}
+
+/// Starts a guest and waits for its gdb socket.
+///
+/// # Errors
+/// If the VMM ends before; with its output.
+pub fn start(context: &Context, host: &KvmHost, vmm: &str, options: &GuestOptions) -> Result<Guest> {
+    static GUESTS: AtomicU32 = AtomicU32::new(0);
+    let number = GUESTS.fetch_add(1, Ordering::Relaxed);
+    let socket = host.path(&format!("gdb-{}-{number}.sock", std::process::id()));
+    let kernel = match &options.kernel {
+        Some(kernel) => kernel.clone(),
+        None => assets::kernel(&context.packages)?.image,
+    };
+    let mut argv = vec![vmm.to_owned(), "run".to_owned(), "--kernel".to_owned(), upload(host, &kernel)?];
+    if let Some(initrd) = &options.initrd {
+        argv.extend(["--initrd".to_owned(), upload(host, initrd)?]);
+    }
+    argv.extend(["--cmdline".to_owned(), options.cmdline.clone()]);
+    argv.extend(["--cpus".to_owned(), options.cpus.to_string()]);
+    argv.extend(["--memory".to_owned(), options.memory.to_string()]);
+    argv.extend(["--gdb".to_owned(), format!("unix:{socket}")]);
+    if options.wait_for_gdb {
+        argv.push("--wait-for-gdb".to_owned());
+    }
+    argv.extend(options.extra.iter().cloned());
+    let vmm = host.spawn(&HostCommand { argv, env: Vec::new() })?;
+    wait_for_socket(host, &vmm, &socket)?;
+    let gdb = host.forward(Endpoint::Unix(socket.clone()))?;
+    Ok(Guest { vmm, gdb, socket })
+}
+
+fn upload(host: &KvmHost, path: &Path) -> Result<String> {
+    host.upload(path).with_context(|| format!("making {} available in the host", path.display()))
+}
+
+/// Looks for the socket without connecting to it: a connection would be a debugger that attaches.
+fn wait_for_socket(host: &KvmHost, vmm: &HostProcess, socket: &str) -> Result<()> {
+    let steps = SOCKET_TIMEOUT.as_secs() * 20;
+    let script = format!("for i in $(seq {steps}); do [ -S {socket} ] && exit 0; sleep 0.05; done; exit 1");
+    let looking = host.spawn(&command(["sh", "-c", &script]))?;
+    loop {
+        if let Some(exit) = looking.wait(Duration::from_millis(100))? {
+            if exit.success() {
+                return Ok(());
+            }
+            anyhow::bail!("no gdb socket after {} s; the VMM says\n{}", SOCKET_TIMEOUT.as_secs(), vmm.output_text());
+        }
+        if let Some(exit) = vmm.wait(Duration::ZERO)? {
+            anyhow::bail!("the VMM ended with {exit}:\n{}", vmm.output_text());
+        }
+    }
+}

@@ -1,0 +1,42 @@
+# scenario: guest=linux cpus=2 timeout=60
+"""User and kernel memory up to a page boundary with nothing behind it: read to the edge, refused across it."""
+
+from gdbcase import *
+from linux import *
+
+
+def examine(address: int, count: int) -> str:
+    return gdb.execute(f"x/{count}xb {address:#x}", to_string=True)
+
+
+def edge_at(edge: int) -> None:
+    equal("the last bytes", len(mem(edge - 16, 16)), 16)
+    fails("a read across the edge", lambda: mem(edge - 16, 32))
+    fails("a read behind the edge", lambda: mem(edge, 1))
+    message = fails("an examine across the edge", lambda: examine(edge - 8, 16))
+    check(f"{edge:#x}" in message, f"gdb says: {message}")
+
+
+def body() -> None:
+    poll()
+    edge = u64("edge") + PAGE
+    edge_at(edge)
+    equal("the last bytes of the user page", mem(edge - 16, 16), bytes(range(240, 256)))
+
+    # All or nothing: what is in front of the edge stays as it was.
+    fails("a write across the edge", lambda: set_mem(edge - 8, b"\xee" * 16))
+    equal("bytes in front of the edge", mem(edge - 16, 16), bytes(range(240, 256)))
+    set_mem(edge - 8, b"\xdd" * 8)
+    equal("bytes in front of the edge", mem(edge - 8, 8), b"\xdd" * 8)
+    set_mem(edge - 8, bytes(range(248, 256)))
+
+    # A kernel stack ends at a guard page.
+    command("syscalls", 1)
+    run_to(SYSCALL)
+    stack_end = (reg("sp") | 0x3FFF) + 1
+    edge_at(stack_end)
+    delete_all()
+    done("syscalls")
+
+
+run(body)

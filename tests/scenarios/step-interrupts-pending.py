@@ -1,0 +1,28 @@
+# scenario: guest=bare cpus=1 timeout=90
+"""200 stepi with the guest's timer always pending: each goes to the next instruction, none into a handler."""
+
+from bare import *
+from gdbcase import *
+
+STEPS = 200
+
+
+def body() -> None:
+    select("step_plain", timer_period=50)
+    run_to("step_plain")
+    taken = u64("timer_count")
+    low, high = sym("step_plain"), sym("step_plain_end")
+    for step in range(1, STEPS + 1):
+        x0, x1, before = reg("x0"), reg("x1"), reg("pc")
+        pc = stepi()
+        check(low <= pc < high, f"step {step} went to {pc:#x} ({where(pc)})")
+        if before == low + 8:
+            equal("x0 after ADD", reg("x0"), x0 + x1)
+        equal("masks", reg("cpsr") & PSTATE_DAIF, 0)
+    equal("timer interrupts taken during the steps", u64("timer_count"), taken)
+    finish()
+    check(u64("timer_count") > taken, "the pending interrupt was never taken afterwards")
+    check(timer_goes_on(), "the guest gets no timer interrupt after the steps")
+
+
+run(body)

@@ -1,0 +1,50 @@
+# scenario: guest=bare cpus=1 timeout=60
+"""Watches stop STP, LDP and DC ZVA that begin in front of the watched bytes, and none that miss them."""
+
+from bare import *
+from gdbcase import *
+from ops import *
+
+
+def body() -> None:
+    select("ops", timer_period=2000)
+    base = sym("arena") + 4096
+    set_mem(base, b"\xff" * 256)
+
+    ops = [
+        Op("stp", base + 16, 0x11, hits=True),  # first watched byte is the second register's
+        Op("stp", base + 8, 0x12),  # ends right in front of it
+        Op("stp", base + 32, 0x13),  # begins right behind it
+        Op("store8", base + 27, 0x14, hits=True),  # in the middle
+        Op("store64", base + 20, 0x1500000015, hits=True),  # unaligned, last half only
+        Op("load64", base + 24),  # a read is no write
+        Op("dc_zva", base, hits=True),
+        Op("dc_zva", base + 128),
+    ]
+    load_ops(ops)
+    write = watch(base + 24, 8)
+    expect_stops([write], ops, "finished")
+    write.delete()
+    stored("DC ZVA", base, bytes(64))
+    stored("DC ZVA beside the watch", base + 128, bytes(64))
+
+    set_u64("selected", TESTS.index("ops"))
+    set_mem(base, bytes(range(64)))
+    ops = [
+        Op("ldp", base + 16, hits=True),
+        Op("ldp", base + 32),
+        Op("load8", base + 31, hits=True),
+        Op("store8", base + 31, 0x99),  # a write is no read
+        Op("load32", base + 22, hits=True),
+    ]
+    load_ops(ops)
+    read = watch(base + 24, 8, "rwatch")
+    expect_stops([read], ops, "finished")
+    read.delete()
+    pair = [int.from_bytes(bytes(range(a, a + 8)), "little") for a in (16, 24)]
+    equal("what LDP read", op_value(0), sum(pair) & (1 << 64) - 1)
+    equal("what LDRB read", op_value(2), 31)
+    stored("the store beside the read watch", base + 31, b"\x99")
+
+
+run(body)
