@@ -205,6 +205,34 @@ fn a_range_step_ends_outside_the_range() {
 }
 
 #[test]
+fn a_range_step_costs_one_register_read_a_step() {
+    let vm = Vm::new(1, &[NOP; 1000]).start();
+    let before = vm.vcpus[0].register_reads.load(Ordering::Relaxed);
+    vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 4000))]).unwrap();
+    assert_eq!(vm.stop().reason, StopReason::Step);
+    assert_eq!(vm.pc(0), RAM + 4000);
+    let reads = vm.vcpus[0].register_reads.load(Ordering::Relaxed) - before;
+    assert!((1000..1100).contains(&reads), "{reads} reads for 1000 steps");
+    let calls = vm.vcpus[0].config_calls.load(Ordering::Relaxed);
+    assert!(calls < 5, "{calls} calls for settings that do not change");
+}
+
+#[test]
+fn a_range_step_leaves_the_mask_as_its_instructions_would() {
+    let vm = Vm::new(1, &[COUNT, MRS_X3_DAIF, COUNT, DAIFSET_I, COUNT, COUNT, SVC, COUNT]).start();
+    vm.vcpus[0].irq_pending.store(true, Ordering::Relaxed);
+    vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 8))]).unwrap();
+    assert_eq!(vm.stop().reason, StopReason::Step);
+    assert_eq!((vm.pc(0), vm.get(0, Reg::X(3)), vm.get(0, Reg::Pstate)), (RAM + 8, 0, Pstate::EL1H));
+    vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 20))]).unwrap();
+    assert_eq!(vm.stop().reason, StopReason::Step);
+    assert_eq!((vm.pc(0), vm.get(0, Reg::Pstate)), (RAM + 20, Pstate::EL1H | Pstate::I));
+    vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 40))]).unwrap();
+    assert_eq!(vm.stop().reason, StopReason::Step);
+    assert_eq!((vm.pc(0), vm.get(0, Reg::SpsrEl1)), (VBAR + 0x200, Pstate::EL1H | Pstate::I));
+}
+
+#[test]
 fn an_interrupt_stops_a_running_guest() {
     let vm = Vm::new(2, &[branch(0)]).start();
     vm.session.resume(&[]).unwrap();

@@ -2,6 +2,8 @@
 //!
 //! Needs an arm64 host with /dev/kvm; elsewhere its tests are ignored, and say so.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 /// The tests below are not compiled elsewhere; this one says so, and is counted as skipped there.
 #[test]
 #[cfg_attr(not(target_arch = "aarch64"), ignore = "guests need an arm64 host with /dev/kvm")]

@@ -2,6 +2,8 @@
 //!
 //! Needs an arm64 host with /dev/kvm; elsewhere its tests are ignored, and say so.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 /// The tests below are not compiled elsewhere; this one says so, and is counted as skipped there.
 #[test]
 #[cfg_attr(not(target_arch = "aarch64"), ignore = "guests need an arm64 host with /dev/kvm")]
@@ -192,9 +194,7 @@ mod tests {
     const SYNC: u64 = VECTORS + 0x200;
 
     fn to_open_interrupts(client: &Client) {
-        for reg in [9] {
-            set(client, Reg::X(reg), DATA);
-        }
+        set(client, Reg::X(9), DATA);
         client.insert(Breakpoint::Hardware(Gva(BASE + OPEN - 4)));
         assert_eq!(client.resume(), event(0, StopReason::HardwareBreakpoint(Gva(BASE + OPEN - 4))));
         client.0.remove(Breakpoint::Hardware(Gva(BASE + OPEN - 4))).unwrap();
@@ -229,6 +229,39 @@ mod tests {
             assert_eq!(client.resume(), event(0, StopReason::HardwareBreakpoint(Gva(BASE + VECTORS + 0x280))));
             assert_eq!(client.get(BOOT, Reg::ElrEl1), BASE + OPEN + 40);
             assert_eq!(client.get(BOOT, Reg::SpsrEl1) & IF, 0);
+        });
+    }
+
+    #[test]
+    fn no_range_of_steps_enters_a_pending_interrupt() {
+        stepping(with_interrupts(), |_, client| {
+            to_open_interrupts(client);
+            step_to(client, OPEN);
+            // From the open interrupts over every way to read and write the mask, WFI and WFE, into SVC.
+            client.0.resume(&[(BOOT, ResumeAction::StepRange(BASE + OPEN..BASE + OPEN + 88))]).unwrap();
+            assert_eq!(client.stop(), event(0, StopReason::Step));
+            assert_eq!(client.get(BOOT, Reg::Pc), BASE + SYNC);
+            assert_eq!(client.get(BOOT, Reg::ElrEl1), BASE + OPEN + 44);
+            assert_eq!(client.get(BOOT, Reg::SpsrEl1) & IF, 0);
+            assert_eq!((client.get(BOOT, Reg::X(3)) & IF, client.get(BOOT, Reg::X(4)) & IF), (0, Pstate::I));
+            assert_eq!((client.get(BOOT, Reg::X(10)), client.get(BOOT, Reg::X(11))), (1, 0));
+        });
+    }
+
+    guest_code!(copy_loop, "1: ldr x4, [x1], #8", "str x4, [x2], #8", "subs x3, x3, #1", "b.ne 1b", "nop", "b .");
+
+    #[test]
+    fn a_range_of_steps_goes_round_a_loop() {
+        stepping(copy_loop(), |guest, client| {
+            let words: Vec<u8> = (1..=100u64).flat_map(u64::to_le_bytes).collect();
+            client.0.write_memory(BOOT, Gva(DATA), &words).unwrap();
+            for (reg, value) in [(1, DATA), (2, DATA + 0x1000), (3, 100)] {
+                set(client, Reg::X(reg), value);
+            }
+            client.0.resume(&[(BOOT, ResumeAction::StepRange(BASE..BASE + 16))]).unwrap();
+            assert_eq!(client.stop(), event(0, StopReason::Step));
+            assert_eq!((client.get(BOOT, Reg::Pc), client.get(BOOT, Reg::X(3))), (BASE + 16, 0));
+            assert_eq!(guest.read::<100>(DATA + 0x1000), std::array::from_fn(|i| i as u64 + 1));
         });
     }
 

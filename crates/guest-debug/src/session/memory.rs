@@ -136,7 +136,11 @@ impl DebugSession {
 
     /// The instruction that the guest has at `pc`, seen by a vCPU's own thread.
     pub(super) fn fetch(&self, vcpu: &dyn DebugVcpu, pc: u64) -> Result<u32, SessionError> {
-        let gpa = self.translate_by(vcpu, Gva(pc))?;
+        self.fetch_physical(self.translate_by(vcpu, Gva(pc))?)
+    }
+
+    /// The instruction that the guest has at `gpa`.
+    pub(super) fn fetch_physical(&self, gpa: GuestAddress) -> Result<u32, SessionError> {
         let mut word = [0; 4];
         self.software().read(gpa, &mut word, &*self.ram)?;
         Ok(u32::from_le_bytes(word))

@@ -13,6 +13,7 @@
 
 mod client;
 mod control;
+mod cruise;
 mod error;
 mod memory;
 mod queue;

@@ -1,6 +1,7 @@
 //! The debugger's part of a vCPU's thread: what is armed before the guest runs, and what comes out of it.
 
 use super::control::{Order, Release};
+use super::cruise::Cruise;
 use super::step::Flight;
 use super::table::Plan;
 use super::{DebugSession, SessionError};
@@ -72,6 +73,7 @@ pub struct VcpuDebugger {
     pub(super) plan: Arc<Plan>,
     pub(super) mode: Mode,
     pub(super) flight: Option<Flight>,
+    pub(super) cruise: Option<Cruise>,
     /// What KVM was told last; `None` when that is not known.
     applied: Option<DebugConfig>,
     features: Option<Features>,
@@ -91,14 +93,25 @@ impl Drop for VcpuDebugger {
 impl VcpuDebugger {
     pub(super) fn new(session: Arc<DebugSession>, id: VcpuId) -> Self {
         let (plan, mode) = (Arc::default(), Mode::Free);
-        Self { session, id, plan, mode, flight: None, applied: None, features: None, online: false, told: false }
+        Self {
+            session,
+            id,
+            plan,
+            mode,
+            flight: None,
+            cruise: None,
+            applied: None,
+            features: None,
+            online: false,
+            told: false,
+        }
     }
 
     /// Blocks while the debugger keeps this vCPU stopped. The caller must hold no lock on the vCPU, since the
     /// client reads registers meanwhile.
     pub fn wait(&mut self) -> Wait {
         // A step that was cut short is undone in `before_run`, which has the vCPU, before the thread parks.
-        if self.online && (self.flight.is_some() || !self.stop_requested()) {
+        if self.online && (self.flight.is_some() || self.cruise.is_some() || !self.stop_requested()) {
             return Wait::Run;
         }
         self.online = true;
@@ -131,6 +144,7 @@ impl VcpuDebugger {
         if self.session.slot(self.id)?.take_reset() {
             self.applied = None;
             self.flight = None;
+            self.cruise = None;
             self.mode = Mode::Free;
         }
         if self.stop_requested() {
@@ -282,7 +296,7 @@ impl VcpuDebugger {
         self.set(vcpu, Reg::SpsrEl1, entry.spsr)?;
         self.set(vcpu, Reg::Pstate, entry.pstate.0)?;
         self.set(vcpu, Reg::Pc, entry.pc)?;
-        if stepped { self.step_done(vcpu) } else { Ok(()) }
+        if stepped { self.step_done(vcpu, entry.pc) } else { Ok(()) }
     }
 
     fn read_features(vcpu: &dyn DebugVcpu) -> Features {

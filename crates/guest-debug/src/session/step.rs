@@ -17,12 +17,13 @@
 
 use super::SessionError;
 use super::control::Ended;
+use super::cruise::{Cruise, is_plain};
 use super::runner::{Entry, Goal, Mode, VcpuDebugger};
 use crate::arm64::insn::{self, Insn};
 use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg, SysReg};
 use crate::{DebugVcpu, Gva, StopReason, Unsupported};
 
-const INTERRUPTS: u64 = Pstate::I | Pstate::F;
+pub(super) const INTERRUPTS: u64 = Pstate::I | Pstate::F;
 /// `SCTLR_EL1.nTWI`: EL0 may execute WFI.
 const SCTLR_NTWI: u64 = 1 << 16;
 /// `SCTLR_EL1.nTWE`: EL0 may execute WFE.
@@ -35,9 +36,9 @@ const VECTOR: u64 = 0x80;
 #[derive(Debug)]
 pub(super) struct Flight {
     /// Where it began.
-    pc: u64,
+    pub(super) pc: u64,
     /// The instruction there, if it could be read.
-    insn: Option<Insn>,
+    pub(super) insn: Option<Insn>,
     /// PSTATE before interrupts were masked.
     pstate: Pstate,
     /// Where an exclusive sequence ends; empty for a single instruction.
@@ -45,6 +46,10 @@ pub(super) struct Flight {
 }
 
 impl Flight {
+    pub(super) fn single(pc: u64, insn: Option<Insn>, pstate: Pstate) -> Self {
+        Self { pc, insn, pstate, ends: Vec::new() }
+    }
+
     /// Whether a vCPU that left the guest at `pc` has executed what was asked for.
     pub(super) fn is_over_at(&self, pc: u64) -> bool {
         if self.ends.is_empty() { pc != self.pc } else { self.ends.contains(&pc) }
@@ -54,6 +59,9 @@ impl Flight {
 impl VcpuDebugger {
     /// Programs the vCPU for one step.
     pub(super) fn begin(&mut self, vcpu: &dyn DebugVcpu) -> Result<Entry, SessionError> {
+        if let Some(entry) = self.cruise_on(vcpu)? {
+            return Ok(entry);
+        }
         let pc = self.get(vcpu, Reg::Pc)?;
         let pstate = Pstate(self.get(vcpu, Reg::Pstate)?);
         if pstate.is_aarch32() {
@@ -65,7 +73,7 @@ impl VcpuDebugger {
         if self.completes_at_once(vcpu, insn, pstate)? {
             self.set(vcpu, Reg::Pc, pc.wrapping_add(4))?;
             self.set(vcpu, Reg::Pstate, pstate.without(Pstate::BTYPE).0)?;
-            self.step_done(vcpu)?;
+            self.step_done(vcpu, pc.wrapping_add(4))?;
             return Ok(Entry::Again);
         }
         let ends = match insn {
@@ -76,19 +84,17 @@ impl VcpuDebugger {
         if !matches!(self.mode, Mode::Step { unwatched: true, .. }) {
             hw.watchpoints.clone_from(&self.plan.hw.watchpoints);
         }
-        let stops = if !ends.is_empty() {
-            ends.clone()
-        } else if self.needs_guard(word) {
-            vec![pc.wrapping_add(4), self.fault_vector(vcpu, pstate)?]
-        } else {
-            Vec::new()
-        };
+        let vector = self.fault_vector(vcpu, pstate)?;
+        let stops = if ends.is_empty() { vec![pc.wrapping_add(4), vector] } else { ends.clone() };
         // An address that no instruction can have is never reached either, and here it would stop the step itself.
         let slots = stops.into_iter().filter(|&stop| stop != pc).filter_map(|stop| BreakpointSlot::new(stop).ok());
         hw.breakpoints.extend(slots.take(self.session.caps.hw_bps));
         self.apply(vcpu, true, ends.is_empty(), &hw)?;
         if !pstate.contains(INTERRUPTS) {
             self.set(vcpu, Reg::Pstate, pstate.with(INTERRUPTS).0)?;
+        }
+        if matches!(self.mode, Mode::Step { goal: Goal::Leave(_), .. }) && insn.is_some_and(is_plain) {
+            self.cruise = Some(Cruise::new(pstate, vector, pc));
         }
         self.flight = Some(Flight { pc, insn, pstate, ends });
         Ok(Entry::Run)
@@ -97,14 +103,21 @@ impl VcpuDebugger {
     /// The step was cut short by somebody who wants the vCPU stopped: it counts if it executed, and leaves no
     /// trace if it did not.
     pub(super) fn settle(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
-        let Some(flight) = &self.flight else { return Ok(()) };
-        let pc = self.get(vcpu, Reg::Pc)?;
-        if flight.is_over_at(pc) { self.land(vcpu) } else { self.unwind(vcpu) }
+        if let Some(flight) = &self.flight {
+            let pc = self.get(vcpu, Reg::Pc)?;
+            if flight.is_over_at(pc) {
+                self.land(vcpu)?;
+            } else {
+                self.unwind(vcpu)?;
+            }
+        }
+        self.end_cruise(vcpu)
     }
 
     /// Forgets a step that did not execute, and gives PSTATE back.
     pub(super) fn unwind(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
         let Some(flight) = self.flight.take() else { return Ok(()) };
+        self.cruise = None;
         let now = Pstate(self.get(vcpu, Reg::Pstate)?);
         self.write_pstate(vcpu, now, now.with_bits_of(flight.pstate, INTERRUPTS | Pstate::SS))
     }
@@ -112,14 +125,18 @@ impl VcpuDebugger {
     /// The step has executed: makes PSTATE what the instruction would have left.
     pub(super) fn land(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
         let Some(flight) = self.flight.take() else { return Ok(()) };
+        let pc = self.get(vcpu, Reg::Pc)?;
+        if self.cruise_lands(&flight, pc) {
+            return self.step_done(vcpu, pc);
+        }
         let now = Pstate(self.get(vcpu, Reg::Pstate)?);
         let before = flight.pstate;
-        if self.took_exception(vcpu, &flight, now)? {
+        if self.took_exception(vcpu, &flight, pc, now)? {
             // The handler runs with interrupts masked anyway; what it returns to must be as it was.
             let spsr = Pstate(self.get(vcpu, Reg::SpsrEl1)?);
             self.set(vcpu, Reg::SpsrEl1, spsr.with_bits_of(before, INTERRUPTS | Pstate::SS).0)?;
             self.write_pstate(vcpu, now, now.without(Pstate::SS))?;
-            return self.step_done(vcpu);
+            return self.step_done(vcpu, pc);
         }
         let own = now.with_bits_of(before, Pstate::SS);
         let restored = own.with_bits_of(before, INTERRUPTS);
@@ -137,23 +154,22 @@ impl VcpuDebugger {
             _ => restored,
         };
         self.write_pstate(vcpu, now, after)?;
-        self.step_done(vcpu)
+        self.step_done(vcpu, pc)
     }
 
-    /// One step is done: on to what it was for.
-    pub(super) fn step_done(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
+    /// One step is done, at `pc`: on to what it was for.
+    pub(super) fn step_done(&mut self, vcpu: &dyn DebugVcpu, pc: u64) -> Result<(), SessionError> {
         self.moves()?;
         let Mode::Step { goal, .. } = std::mem::replace(&mut self.mode, Mode::Free) else { return Ok(()) };
         match goal {
             Goal::Report => self.stop(StopReason::Step),
             Goal::Leave(range) => {
-                let pc = self.get(vcpu, Reg::Pc)?;
-                if self.plan.has_breakpoint(pc) {
-                    self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
-                } else if range.contains(&pc) {
+                let hit = self.plan.has_breakpoint(pc);
+                if range.contains(&pc) && !hit {
                     self.mode = Mode::Step { goal: Goal::Leave(range), unwatched: false };
                 } else {
-                    self.stop(StopReason::Step);
+                    self.end_cruise(vcpu)?;
+                    self.stop(if hit { StopReason::HardwareBreakpoint(Gva(pc)) } else { StopReason::Step });
                 }
             }
             Goal::Quiet => self.session.slot(self.id)?.finish(Ended::Stepped),
@@ -162,7 +178,7 @@ impl VcpuDebugger {
         Ok(())
     }
 
-    fn write_pstate(&self, vcpu: &dyn DebugVcpu, now: Pstate, wanted: Pstate) -> Result<(), SessionError> {
+    pub(super) fn write_pstate(&self, vcpu: &dyn DebugVcpu, now: Pstate, wanted: Pstate) -> Result<(), SessionError> {
         if now == wanted { Ok(()) } else { self.set(vcpu, Reg::Pstate, wanted.0) }
     }
 
@@ -209,22 +225,18 @@ impl VcpuDebugger {
         Ok(self.get(vcpu, Reg::Sys(SysReg::VBAR_EL1))?.wrapping_add(group))
     }
 
-    /// Whether KVM could execute a second instruction. A range of steps is for speed, so there only what may leave
-    /// the guest is guarded; a single step can afford it always.
-    fn needs_guard(&self, word: Option<u32>) -> bool {
-        let ranged = matches!(self.mode, Mode::Step { goal: Goal::Leave(_), .. });
-        !ranged || word.is_none_or(may_trap)
-    }
-
     /// Whether the step ended in an exception of the guest's instead of behind its instruction.
-    fn took_exception(&self, vcpu: &dyn DebugVcpu, flight: &Flight, now: Pstate) -> Result<bool, SessionError> {
-        let pc = self.get(vcpu, Reg::Pc)?;
-        // The reads below are needed only at an address that could be a vector.
-        if !pc.is_multiple_of(VECTOR) || now.el() != 1 || !now.contains(Pstate::DAIF) {
+    fn took_exception(
+        &self,
+        vcpu: &dyn DebugVcpu,
+        flight: &Flight,
+        pc: u64,
+        now: Pstate,
+    ) -> Result<bool, SessionError> {
+        if now.el() != 1 || !now.contains(Pstate::DAIF) {
             return Ok(false);
         }
-        let vbar = self.get(vcpu, Reg::Sys(SysReg::VBAR_EL1))?;
-        if pc.wrapping_sub(vbar) >= VECTORS {
+        if !in_vectors(pc, self.get(vcpu, Reg::Sys(SysReg::VBAR_EL1))?) {
             return Ok(false);
         }
         let elr = self.get(vcpu, Reg::ElrEl1)?;
@@ -239,14 +251,13 @@ impl Flight {
     }
 }
 
+/// Whether `pc` is at a vector of the table that `base` lies in, or at the instruction behind one, which KVM may have
+/// executed after injecting an exception.
+pub(super) fn in_vectors(pc: u64, base: u64) -> bool {
+    pc.wrapping_sub(base & !(VECTORS - 1)) < VECTORS && pc % VECTOR <= 4
+}
+
 /// The immediate of `MSR DAIFSet` and `DAIFClr` in PSTATE's layout.
 fn daif_imm(imm: u8) -> u64 {
     u64::from(imm & 0xf) << 6
-}
-
-/// Whether the instruction may leave the guest for KVM to emulate it: system instructions, and accesses that may
-/// turn out to be MMIO of an in-kernel device.
-fn may_trap(word: u32) -> bool {
-    let system = word >> 22 == 0b11_0101_0100 || matches!(insn::decode(word), Insn::Hvc | Insn::Smc);
-    system || insn::access(word).is_some()
 }

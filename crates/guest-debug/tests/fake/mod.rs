@@ -54,6 +54,7 @@ pub struct FakeVcpu {
     kicked: Condvar,
     pub irq_pending: AtomicBool,
     pub config_calls: AtomicUsize,
+    pub register_reads: AtomicUsize,
     pub entries: AtomicUsize,
 }
 
@@ -77,6 +78,7 @@ impl FakeVcpu {
             kicked: Condvar::new(),
             irq_pending: AtomicBool::new(false),
             config_calls: AtomicUsize::new(0),
+            register_reads: AtomicUsize::new(0),
             entries: AtomicUsize::new(0),
         }
     }
@@ -185,6 +187,7 @@ impl DebugVcpu for FakeVcpu {
     }
 
     fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
+        self.register_reads.fetch_add(1, Ordering::Relaxed);
         let bytes = self.state.lock().unwrap().regs.get(&reg).copied().unwrap_or(0).to_le_bytes();
         value.copy_from_slice(&bytes[..value.len()]);
         Ok(())
