@@ -375,6 +375,32 @@ fn a_running_vcpu_is_not_touched() {
     assert!(matches!(vm.session.read_memory(V0, Gva(RAM), 4), Err(SessionError::NotStopped(V0))));
 }
 
+#[test]
+fn ten_thousand_software_breakpoints() {
+    const COUNT_OF: u64 = 10_000;
+    let vm = Vm::new(1, &[branch(0x10_000)]).start();
+    let area = RAM + 0x10_000;
+    let code: Vec<u32> = vec![NOP; COUNT_OF as usize];
+    vm.load(area, &code);
+    vm.load(area + COUNT_OF * 4, &[branch(0)]);
+    let addresses = || (0..COUNT_OF).map(|index| area + index * 4);
+    for address in addresses() {
+        vm.session.insert(V0, software(address)).unwrap();
+    }
+    assert_eq!(vm.session.breakpoints().len(), COUNT_OF as usize);
+    let seen = vm.session.read_memory(V0, Gva(area), code.len() * 4).unwrap();
+    assert!(seen.chunks(4).all(|word| word == NOP.to_le_bytes()), "none of them is visible");
+    for address in addresses().take(100) {
+        vm.session.resume(&[]).unwrap();
+        assert_eq!(vm.stop().reason, StopReason::SoftwareBreakpoint(Gva(address)));
+    }
+    for address in addresses().rev() {
+        vm.session.remove(software(address)).unwrap();
+    }
+    assert!(vm.session.breakpoints().is_empty());
+    assert!(addresses().all(|address| vm.word(address) == NOP));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

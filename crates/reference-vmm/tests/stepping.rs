@@ -54,6 +54,20 @@ mod tests {
         client.get(BOOT, Reg::Pstate) & IF
     }
 
+    #[test]
+    fn every_register_of_the_list_can_be_read() {
+        stepping(many_nops(), |_, client| {
+            let list = client.0.register_list(BOOT).unwrap();
+            for reg in [Reg::X(30), Reg::Pc, Reg::V(31), Reg::Sys(SysReg::SCTLR_EL1), Reg::Sys(SysReg::TPIDR_EL0)] {
+                assert!(list.contains(&reg), "{reg} is missing in {list:?}");
+            }
+            for reg in list {
+                let value = client.0.read_register(BOOT, reg);
+                assert_eq!(value.unwrap().len(), reg.size(), "{reg}");
+            }
+        });
+    }
+
     guest_code!(many_nops, ".rept 10000", "nop", ".endr", "b .");
 
     #[test]

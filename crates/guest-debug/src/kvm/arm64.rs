@@ -58,8 +58,9 @@ impl DebugVcpu for VcpuFd {
     }
 }
 
-/// Longest register list that is read. Linux has some 300 registers to a vCPU.
-const MAX_REGS: usize = 2048;
+/// Longest register list that is read, and the most that kvm-bindings' list holds. Linux has some 300 registers to a
+/// vCPU.
+const MAX_REGS: usize = 500;
 
 impl DebugExit {
     /// A `KVM_EXIT_DEBUG`, with `flags` of the same `kvm_run`: they say whether the kernel filled `hsr_high`.

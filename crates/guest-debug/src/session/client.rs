@@ -2,7 +2,7 @@
 
 use super::control::{Ended, Order};
 use super::software::{InsertError, Removed};
-use super::table::Watch;
+use super::table::{Tables, Watch};
 use super::{BreakpointInfo, DebugSession, SessionError, free};
 use crate::arm64::{Reg, watch};
 use crate::{Breakpoint, ResumeAction, StopEvent, StopReason, VcpuId};
@@ -24,7 +24,10 @@ impl DebugSession {
         if tables.attached {
             return Err(SessionError::AlreadyAttached);
         }
-        self.halt()?;
+        if let Err(error) = self.halt() {
+            self.release_all(&tables);
+            return Err(error);
+        }
         tables.attached = true;
         self.queue().clear();
         Ok(())
@@ -46,11 +49,16 @@ impl DebugSession {
         let cleared = self.software_mut().clear(&*self.ram);
         self.queue().clear();
         let _ = self.doorbell.read();
+        self.release_all(&tables);
+        Ok(cleared?)
+    }
+
+    /// Lets every vCPU run as the tables say.
+    fn release_all(&self, tables: &Tables) {
         let plan = Arc::new(tables.plan());
         for slot in &self.vcpus {
             slot.release(free(), plan.clone());
         }
-        Ok(cleared?)
     }
 
     /// Whether a client owns the session.
@@ -239,7 +247,7 @@ impl DebugSession {
     ///
     /// A dropped hit is not lost: its instruction has not executed, so the vCPU hits again when it runs, if the
     /// breakpoint is there by then.
-    fn keep_pending(&self, tables: &super::Tables, actions: &[ResumeAction]) -> bool {
+    fn keep_pending(&self, tables: &Tables, actions: &[ResumeAction]) -> bool {
         let runs = |id: VcpuId| actions.get(id.0 as usize).is_some_and(|action| *action != ResumeAction::Stay);
         let holds = |event: &StopEvent| match event.reason {
             StopReason::HardwareBreakpoint(at) => tables.hardware.contains(&at) && self.is_at(event.vcpu, at.0),
