@@ -63,7 +63,7 @@ pub struct BreakpointInfo {
     pub slots: usize,
 }
 
-/// A VM's debug session. See the [module documentation](self).
+/// A VM's debug session. See the module documentation in the source for who does what.
 pub struct DebugSession {
     caps: DebugCaps,
     ram: Arc<dyn GuestRam>,
