@@ -1,14 +1,17 @@
 //! The client's side of a session: attach, breakpoints, resume, stops.
 
-use super::control::{Ended, Order};
+use super::control::{Ended, Order, Over, Told};
 use super::software::{InsertError, Removed};
-use super::table::{Tables, Watch};
-use super::{BreakpointInfo, DebugSession, SessionError, free};
+use super::table::{Plan, Tables, Watch};
+use super::{BreakpointInfo, DebugSession, QUIET_TIMEOUT, STOP_TIMEOUT, SessionError, free};
 use crate::arm64::{Reg, watch};
-use crate::{Breakpoint, ResumeAction, StopEvent, StopReason, VcpuId};
+use crate::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, VcpuId};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
+
+/// How often an instruction that was cut short is tried again before its vCPU goes on with the others.
+const PATIENCE: usize = 20;
 
 impl DebugSession {
     /// Gives the session to a client and stops every vCPU.
@@ -25,7 +28,9 @@ impl DebugSession {
             return Err(SessionError::AlreadyAttached);
         }
         if let Err(error) = self.halt() {
-            self.release_all(&tables);
+            if !tables.held {
+                self.release_all(&tables);
+            }
             return Err(error);
         }
         tables.attached = true;
@@ -38,12 +43,16 @@ impl DebugSession {
     ///
     /// # Errors
     ///
-    /// [`SessionError::Stuck`] with the client still attached. [`SessionError::Ram`] when an original
+    /// [`SessionError::NotAttached`]. [`SessionError::Stuck`] with the client still attached. [`SessionError::Ram`] when an original
     /// instruction can't be put back because the VMM took its memory away; the client is detached all the same.
     pub fn detach(&self) -> Result<(), SessionError> {
         let mut tables = self.tables();
+        if !tables.attached {
+            return Err(SessionError::NotAttached);
+        }
         self.halt()?;
         tables.attached = false;
+        tables.held = false;
         tables.hardware.clear();
         tables.watches.clear();
         let cleared = self.software_mut().clear(&*self.ram);
@@ -67,14 +76,17 @@ impl DebugSession {
     }
 
     /// Stops every vCPU. If nothing else has stopped the VM by then, the next stop is [`StopReason::Interrupt`]
-    /// of vCPU 0.
+    /// of vCPU 0. Without a client nothing happens: nobody could let the guest go on.
     pub fn interrupt(&self) {
+        if !self.attached() {
+            return;
+        }
         let mut queue = self.queue();
         if queue.is_empty() {
             queue.push(StopEvent { vcpu: VcpuId(0), reason: StopReason::Interrupt });
         }
         drop(queue);
-        self.stop_all();
+        self.stop_all(None);
         self.ring();
     }
 
@@ -102,7 +114,8 @@ impl DebugSession {
         let Some(event) = self.queue().pop() else { return Ok(None) };
         let pc = self.stopped(event.vcpu).ok().and_then(|vcpu| vcpu.get_u64(Reg::Pc).ok());
         if event.reason != StopReason::Interrupt {
-            self.slot(event.vcpu)?.set_reported(pc);
+            let watch = matches!(event.reason, StopReason::Watchpoint { .. });
+            self.slot(event.vcpu)?.set_told(pc.map(|pc| Told { pc, watch }));
         }
         Ok(Some(event))
     }
@@ -118,7 +131,7 @@ impl DebugSession {
     /// [`SessionError::NotAttached`], [`SessionError::NotStopped`] when a vCPU still runs,
     /// [`SessionError::NoSuchVcpu`], [`SessionError::Ram`]. Nothing runs then.
     pub fn resume(&self, actions: &[(VcpuId, ResumeAction)]) -> Result<(), SessionError> {
-        let tables = self.tables();
+        let mut tables = self.tables();
         if !tables.attached {
             return Err(SessionError::NotAttached);
         }
@@ -130,36 +143,37 @@ impl DebugSession {
             }
         }
         self.halt()?;
+        tables.held = false;
         if self.keep_pending(&tables, &all) {
             self.ring();
             return Ok(());
         }
         let plan = Arc::new(tables.plan());
         let mut stepped = false;
-        for (id, slot) in self.slots() {
+        for (id, _) in self.slots() {
             let Some(action) = all.get_mut(id.0 as usize) else { continue };
             if *action == ResumeAction::Stay {
                 continue;
             }
             let Some(gpa) = self.software_under(id) else { continue };
             self.software_mut().lift_one(gpa, &*self.ram)?;
-            slot.release(Order::StepQuietly, plan.clone());
-            let parked = slot.wait_parked(super::STOP_TIMEOUT);
+            let executed = self.step_quietly(id, &plan);
             self.software_mut().plant_one(gpa, &*self.ram)?;
-            if !parked {
-                return Err(SessionError::Stuck(id));
+            if !executed? {
+                continue;
             }
-            let asked = match action {
-                ResumeAction::Step => true,
-                ResumeAction::StepRange(range) => !self.pc(id).is_some_and(|pc| range.contains(&pc)),
-                ResumeAction::Continue | ResumeAction::Stay => false,
+            let pc = self.pc(id);
+            let ranged = matches!(action, ResumeAction::StepRange(_));
+            let reason = match (action.clone(), pc) {
+                (_, Some(pc)) if ranged && plan.has_breakpoint(pc) => StopReason::HardwareBreakpoint(Gva(pc)),
+                (ResumeAction::StepRange(range), Some(pc)) if range.contains(&pc) => continue,
+                (ResumeAction::Continue | ResumeAction::Stay, _) => continue,
+                _ => StopReason::Step,
             };
-            if slot.ended() == Ended::Stepped && asked {
-                // The step that the client asked for has just been made.
-                *action = ResumeAction::Stay;
-                self.queue().push(StopEvent { vcpu: id, reason: StopReason::Step });
-                stepped = true;
-            }
+            // The step that the client asked for has just been made.
+            *action = ResumeAction::Stay;
+            self.queue().push(StopEvent { vcpu: id, reason });
+            stepped = true;
         }
         if stepped || !self.queue().is_empty() {
             self.ring();
@@ -168,7 +182,7 @@ impl DebugSession {
         for ((id, slot), action) in self.slots().zip(all) {
             let order = match action {
                 ResumeAction::Stay => Order::Stay,
-                action => Order::Go { action, over: self.told_of_breakpoint(&plan, id) },
+                action => Order::Go { action, over: self.over(&plan, id) },
             };
             slot.release(order, plan.clone());
         }
@@ -264,7 +278,7 @@ impl DebugSession {
         self.queue().review(runs, holds)
     }
 
-    fn all_stopped(&self) -> Result<(), SessionError> {
+    pub(super) fn all_stopped(&self) -> Result<(), SessionError> {
         let running = self.slots().find(|(_, slot)| slot.state() == crate::VcpuState::Running);
         running.map_or(Ok(()), |(id, _)| Err(SessionError::NotStopped(id)))
     }
@@ -279,22 +293,50 @@ impl DebugSession {
 
     /// The planted software breakpoint under a vCPU's program counter.
     fn software_at(&self, id: VcpuId) -> Option<GuestAddress> {
-        let gpa = self.translate(id, crate::Gva(self.pc(id)?)).ok()?;
+        let gpa = self.translate(id, Gva(self.pc(id)?)).ok()?;
         self.software().is_planted(gpa).then_some(gpa)
     }
 
     /// The same, if the client was told that this vCPU is there.
     fn software_under(&self, id: VcpuId) -> Option<GuestAddress> {
-        let told = self.slot(id).ok()?.reported_at()?;
+        let told = self.slot(id).ok()?.told()?.pc;
         if self.software().is_empty() || !self.is_at(id, told) {
             return None;
         }
         self.software_at(id)
     }
 
-    /// Whether the vCPU sits on a hardware breakpoint that the client was told of.
-    fn told_of_breakpoint(&self, plan: &super::table::Plan, id: VcpuId) -> bool {
-        let Some(told) = self.slot(id).ok().and_then(|slot| slot.reported_at()) else { return false };
-        plan.has_breakpoint(told) && self.is_at(id, told)
+    /// What the client was told of where the vCPU is.
+    fn over(&self, plan: &Plan, id: VcpuId) -> Over {
+        match self.slot(id).ok().and_then(|slot| slot.told()) {
+            Some(told) if !self.is_at(id, told.pc) => Over::Nothing,
+            Some(told) if told.watch => Over::Watchpoint,
+            Some(told) if plan.has_breakpoint(told.pc) => Over::Breakpoint,
+            _ => Over::Nothing,
+        }
+    }
+
+    /// Has one vCPU execute one instruction while all others stay stopped. Answers whether it did; it does not when
+    /// it stopped for something else, which is in the queue then, or when the guest was reset meanwhile.
+    fn step_quietly(&self, id: VcpuId, plan: &Arc<Plan>) -> Result<bool, SessionError> {
+        let slot = self.slot(id)?;
+        let over = if slot.told().is_some_and(|told| told.watch) { Over::Watchpoint } else { Over::Breakpoint };
+        for _ in 0..PATIENCE {
+            slot.release(Order::StepQuietly(over), plan.clone());
+            if !slot.wait_parked(QUIET_TIMEOUT) {
+                // It waits inside the hypervisor, as for CPU_OFF; that counts as executed once it has been left.
+                self.stop_all(None);
+                if !slot.wait_parked(STOP_TIMEOUT) {
+                    return Err(SessionError::Stuck(id));
+                }
+            }
+            if slot.ended() == Ended::Stepped {
+                return Ok(true);
+            }
+            if !self.queue().is_empty() || slot.told().is_none() {
+                break;
+            }
+        }
+        Ok(false)
     }
 }

@@ -11,11 +11,26 @@ use std::time::{Duration, Instant};
 pub(super) enum Order {
     /// Stay stopped.
     Stay,
-    /// Go on as the client said. With `over`, the hardware breakpoint under the program counter was reported
-    /// already, and does not count for the first instruction.
-    Go { action: ResumeAction, over: bool },
+    /// Go on as the client said. With `over`, the first instruction is not to hit what was reported already.
+    Go { action: ResumeAction, over: Over },
     /// Execute one instruction for the session itself; nobody is told.
-    StepQuietly,
+    StepQuietly(Over),
+}
+
+/// What the client was told of at the instruction that is executed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    Nothing,
+    Breakpoint,
+    Watchpoint,
+}
+
+/// A stop that the client was told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) pc: u64,
+    /// It was a watchpoint's.
+    pub(super) watch: bool,
 }
 
 /// How the last order ended.
@@ -35,8 +50,8 @@ struct Shared {
     order: Order,
     ended: Ended,
     plan: Arc<Plan>,
-    /// The program counter at the stop that the client was told of, until the vCPU executes something.
-    reported_at: Option<u64>,
+    /// The stop that the client was told of, until the vCPU executes something.
+    told: Option<Told>,
 }
 
 /// Shared state of one vCPU. Its mutex is this vCPU's own: no other vCPU's thread waits for it while it runs.
@@ -66,7 +81,7 @@ impl VcpuSlot {
             order,
             ended: Ended::Unfinished,
             plan: Arc::default(),
-            reported_at: None,
+            told: None,
         };
         Self { shared: Mutex::new(shared), changed: Condvar::new(), stop, reset: AtomicBool::new(false) }
     }
@@ -95,7 +110,7 @@ impl VcpuSlot {
             return None;
         }
         shared.parked = false;
-        Some(Release { order: shared.order.clone(), plan: shared.plan.clone(), told: shared.reported_at.is_some() })
+        Some(Release { order: shared.order.clone(), plan: shared.plan.clone(), told: shared.told.is_some() })
     }
 
     /// Whether the thread must come back to [`Self::park`]. Takes no lock.
@@ -174,17 +189,17 @@ impl VcpuSlot {
         }
     }
 
-    pub(super) fn set_reported(&self, pc: Option<u64>) {
-        self.lock().reported_at = pc;
+    pub(super) fn set_told(&self, told: Option<Told>) {
+        self.lock().told = told;
     }
 
-    pub(super) fn reported_at(&self) -> Option<u64> {
-        self.lock().reported_at
+    pub(super) fn told(&self) -> Option<Told> {
+        self.lock().told
     }
 
     pub(super) fn reset(&self) {
         self.reset.store(true, Ordering::Release);
-        self.lock().reported_at = None;
+        self.lock().told = None;
     }
 
     pub(super) fn close(&self) {

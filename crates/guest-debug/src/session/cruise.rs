@@ -9,7 +9,7 @@ use super::step::{Flight, INTERRUPTS, in_vectors};
 use super::{DebugSession, SessionError};
 use crate::arm64::insn::{self, Insn};
 use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg};
-use crate::{DebugVcpu, Gva};
+use crate::{DebugVcpu, Gva, VcpuId};
 use vm_memory::GuestAddress;
 
 /// The smallest granule.
@@ -33,11 +33,11 @@ impl Cruise {
         Self { own, vector, pc, code: None }
     }
 
-    fn fetch(&mut self, session: &DebugSession, vcpu: &dyn DebugVcpu) -> Result<u32, SessionError> {
+    fn fetch(&mut self, session: &DebugSession, vcpu_id: VcpuId, vcpu: &dyn DebugVcpu) -> Result<u32, SessionError> {
         let (page, offset) = (self.pc & !(PAGE - 1), self.pc % PAGE);
         let base = match self.code {
             Some((known, base)) if known == page => base,
-            _ => session.translate_by(vcpu, Gva(page))?,
+            _ => session.translate_by(vcpu_id, vcpu, Gva(page))?,
         };
         self.code = Some((page, base));
         session.fetch_physical(GuestAddress(base.0 + offset))
@@ -45,17 +45,19 @@ impl Cruise {
 }
 
 /// Whether an instruction may be stepped in a cruise: it leaves the mask, the level and the translation alone.
-pub(super) fn is_plain(insn: Insn) -> bool {
-    matches!(insn, Insn::Other | Insn::Branch(_))
+pub(super) fn is_plain(word: u32) -> bool {
+    // MSR (immediate): SPSel would move the vector (Arm ARM, C6.2 "MSR (immediate)").
+    let msr_immediate = word & 0xfff8_f01f == 0xd500_401f;
+    !msr_immediate && matches!(insn::decode(word), Insn::Other | Insn::Branch(_))
 }
 
 impl VcpuDebugger {
     /// Programs the next step of a cruise. `None` when there is none, or none any more.
     pub(super) fn cruise_on(&mut self, vcpu: &dyn DebugVcpu) -> Result<Option<Entry>, SessionError> {
         let Some(cruise) = &mut self.cruise else { return Ok(None) };
-        let word = cruise.fetch(&self.session, vcpu).ok();
+        let word = cruise.fetch(&self.session, self.id, vcpu).ok();
         let (pc, pstate, vector) = (cruise.pc, cruise.own, cruise.vector);
-        let Some((word, insn)) = word.map(|word| (word, insn::decode(word))).filter(|(_, insn)| is_plain(*insn)) else {
+        let Some(word) = word.filter(|&word| is_plain(word)) else {
             self.end_cruise(vcpu)?;
             return Ok(None);
         };
@@ -68,7 +70,7 @@ impl VcpuDebugger {
             hw.breakpoints.extend(slots.take(self.session.caps.hw_bps));
         }
         self.apply(vcpu, true, true, &hw)?;
-        self.flight = Some(Flight::single(pc, Some(insn), pstate));
+        self.flight = Some(Flight::single(pc, Some(insn::decode(word)), pstate));
         Ok(Some(Entry::Run))
     }
 

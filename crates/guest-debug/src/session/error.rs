@@ -62,6 +62,14 @@ pub enum SessionError {
     /// Nothing of that kind is inserted there.
     #[error("no breakpoint of that kind at {0}")]
     NoSuchBreakpoint(Gva),
+    /// The range reaches beyond the last address that there is.
+    #[error("{length} bytes from {address} reach beyond the end of the address space")]
+    Wraps {
+        /// First address of the range.
+        address: Gva,
+        /// Its length in bytes.
+        length: usize,
+    },
     /// The guest-virtual address has no translation.
     #[error(transparent)]
     Translate(#[from] TranslateError),

@@ -3,11 +3,13 @@
 use super::{DebugSession, SessionError};
 use crate::arm64::translate::{self, Regime, Translation};
 use crate::arm64::{Reg, SysReg};
-use crate::{DebugVcpu, Gva, VcpuError, VcpuId};
-use vm_memory::GuestAddress;
+use crate::{DebugVcpu, Gva, RamError, VcpuError, VcpuId};
+use vm_memory::{Address, GuestAddress};
 
 /// The smallest granule: RAM begins and ends on such a boundary.
 const PAGE: usize = 4096;
+/// The most that is read at once.
+const CHUNK: usize = 1 << 20;
 
 impl DebugSession {
     /// Reads memory by guest-virtual address in the address space that `vcpu` is in, without the session's own
@@ -19,6 +21,8 @@ impl DebugSession {
     /// [`SessionError::NotStopped`].
     pub fn read_memory(&self, vcpu: VcpuId, address: Gva, length: usize) -> Result<Vec<u8>, SessionError> {
         let regime = self.regime(vcpu)?;
+        // The last address there is ends it, as an unmapped page does.
+        let length = length.min(usize::try_from((u64::MAX - address.0).saturating_add(1)).unwrap_or(usize::MAX));
         let mut data = Vec::new();
         while data.len() < length {
             let at = address.0.wrapping_add(data.len() as u64);
@@ -33,7 +37,7 @@ impl DebugSession {
 
     fn read_piece(&self, regime: &Regime, at: u64, left: usize) -> Result<Vec<u8>, SessionError> {
         let (gpa, run) = self.run_of(regime, at)?;
-        let whole = left.min(run);
+        let whole = left.min(run).min(CHUNK);
         // A block may reach beyond RAM; up to the end of its page it can't.
         let page = whole.min(PAGE - (gpa.0 % PAGE as u64) as usize);
         let read = |length| self.read_physical(gpa, length);
@@ -47,7 +51,11 @@ impl DebugSession {
     ///
     /// [`SessionError::Translate`], [`SessionError::Ram`], [`SessionError::NotStopped`]; nothing was written.
     pub fn write_memory(&self, vcpu: VcpuId, address: Gva, data: &[u8]) -> Result<(), SessionError> {
+        self.all_stopped()?;
         let regime = self.regime(vcpu)?;
+        if (data.len() as u64).checked_sub(1).is_some_and(|last| address.0.checked_add(last).is_none()) {
+            return Err(SessionError::Wraps { address, length: data.len() });
+        }
         let mut pieces = Vec::new();
         let mut left = data;
         while !left.is_empty() {
@@ -72,8 +80,15 @@ impl DebugSession {
     ///
     /// [`SessionError::Ram`] when a byte of it is not RAM.
     pub fn read_physical(&self, address: GuestAddress, length: usize) -> Result<Vec<u8>, SessionError> {
-        let mut data = vec![0; length];
-        self.software().read(address, &mut data, &*self.ram)?;
+        let mut data = Vec::new();
+        while data.len() < length {
+            // Piece by piece: a length beyond RAM must not be allocated before that is known.
+            let mut piece = vec![0; CHUNK.min(length - data.len())];
+            let at = address.checked_add(data.len() as u64);
+            let at = at.ok_or(RamError { address: address.0, length })?;
+            self.software().read(at, &mut piece, &*self.ram)?;
+            data.append(&mut piece);
+        }
         Ok(data)
     }
 
@@ -81,8 +96,9 @@ impl DebugSession {
     ///
     /// # Errors
     ///
-    /// [`SessionError::Ram`]; nothing was written.
+    /// [`SessionError::Ram`], [`SessionError::NotStopped`]; nothing was written.
     pub fn write_physical(&self, address: GuestAddress, data: &[u8]) -> Result<(), SessionError> {
+        self.all_stopped()?;
         Ok(self.software_mut().write(address, data, &*self.ram)?)
     }
 
@@ -135,8 +151,8 @@ impl DebugSession {
     }
 
     /// The instruction that the guest has at `pc`, seen by a vCPU's own thread.
-    pub(super) fn fetch(&self, vcpu: &dyn DebugVcpu, pc: u64) -> Result<u32, SessionError> {
-        self.fetch_physical(self.translate_by(vcpu, Gva(pc))?)
+    pub(super) fn fetch(&self, id: VcpuId, vcpu: &dyn DebugVcpu, pc: u64) -> Result<u32, SessionError> {
+        self.fetch_physical(self.translate_by(id, vcpu, Gva(pc))?)
     }
 
     /// The instruction that the guest has at `gpa`.
@@ -147,8 +163,13 @@ impl DebugSession {
     }
 
     /// Translates for a vCPU's own thread.
-    pub(super) fn translate_by(&self, vcpu: &dyn DebugVcpu, address: Gva) -> Result<GuestAddress, SessionError> {
-        let regime = read_regime(vcpu).map_err(|source| SessionError::Vcpu { vcpu: VcpuId(0), source })?;
+    pub(super) fn translate_by(
+        &self,
+        id: VcpuId,
+        vcpu: &dyn DebugVcpu,
+        address: Gva,
+    ) -> Result<GuestAddress, SessionError> {
+        let regime = read_regime(vcpu).map_err(|source| SessionError::Vcpu { vcpu: id, source })?;
         Ok(GuestAddress(translate::translate(&regime, address.0, &*self.ram)?.gpa))
     }
 

@@ -27,7 +27,7 @@ pub use runner::{Entry, VcpuDebugger, Wait};
 pub use software::Removed;
 
 use crate::{Breakpoint, DebugCaps, DebugVcpu, GuestRam, StopEvent, VcpuId, VcpuState};
-use control::{Order, VcpuSlot};
+use control::{Order, Over, VcpuSlot};
 use queue::StopQueue;
 use software::SoftwareBreakpoints;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -38,6 +38,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How long a kicked vCPU may take to leave guest code. A thread that takes longer is blocked in the VMM.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the one instruction below a breakpoint may take. One that takes longer waits inside the hypervisor.
+const QUIET_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// What the VMM does for the session.
 pub trait VmHost: Send + Sync {
@@ -102,7 +105,7 @@ impl DebugSession {
             ram,
             host: OnceLock::new(),
             vcpus: (0..vcpus).map(|_| VcpuSlot::new(order.clone())).collect(),
-            tables: Mutex::default(),
+            tables: Mutex::new(Tables { held: hold, ..Tables::default() }),
             software: RwLock::default(),
             stops: Mutex::default(),
             doorbell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SessionError::Event)?,
@@ -169,13 +172,14 @@ impl DebugSession {
         for slot in &self.vcpus {
             slot.reset();
         }
+        self.queue().reset();
         Ok(self.software_mut().plant_all(&*self.ram)?)
     }
 
     /// Queues a stop and brings every other vCPU to a halt. Called by the vCPU's own thread.
     fn report(&self, event: StopEvent) {
         self.queue().push(event);
-        self.stop_all();
+        self.stop_all(Some(event.vcpu));
         self.ring();
     }
 
@@ -184,10 +188,11 @@ impl DebugSession {
         let _ = self.doorbell.write(1);
     }
 
-    /// Asks every vCPU to stop, and kicks those that run. Does not wait.
-    fn stop_all(&self) {
+    /// Asks every vCPU to stop, and kicks those that run, but for `caller`, which is on its way. Does not wait.
+    fn stop_all(&self, caller: Option<VcpuId>) {
         for (id, slot) in self.slots() {
             if slot.request_stop()
+                && caller != Some(id)
                 && let Some(host) = self.host.get()
             {
                 host.kick(id);
@@ -197,7 +202,7 @@ impl DebugSession {
 
     /// Stops every vCPU and waits until all are out of guest code.
     fn halt(&self) -> Result<(), SessionError> {
-        self.stop_all();
+        self.stop_all(None);
         for (id, slot) in self.slots() {
             if !slot.wait_parked(STOP_TIMEOUT) {
                 return Err(SessionError::Stuck(id));
@@ -243,5 +248,5 @@ impl DebugSession {
 
 /// The order of a vCPU that nobody debugs.
 fn free() -> Order {
-    Order::Go { action: crate::ResumeAction::Continue, over: false }
+    Order::Go { action: crate::ResumeAction::Continue, over: Over::Nothing }
 }

@@ -25,6 +25,15 @@ impl StopQueue {
         self.held.clear();
     }
 
+    /// The guest was reset: no vCPU is where it had stopped. A client that waits for a stop still gets one.
+    pub(super) fn reset(&mut self) {
+        self.held.clear();
+        if !self.queue.is_empty() {
+            self.queue.clear();
+            self.queue.push_back(StopEvent { vcpu: VcpuId(0), reason: StopReason::Interrupt });
+        }
+    }
+
     /// The oldest stop. An interrupt gives way to any real one: the VM is as stopped, and that one says more.
     pub(super) fn pop(&mut self) -> Option<StopEvent> {
         let real = |event: &StopEvent| event.reason != StopReason::Interrupt;

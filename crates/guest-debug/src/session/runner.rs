@@ -1,7 +1,8 @@
 //! The debugger's part of a vCPU's thread: what is armed before the guest runs, and what comes out of it.
 
-use super::control::{Order, Release};
+use super::control::{Ended, Order, Over, Release};
 use super::cruise::Cruise;
+use super::software::BRK_IMM;
 use super::step::Flight;
 use super::table::Plan;
 use super::{DebugSession, SessionError};
@@ -43,8 +44,8 @@ pub(super) enum Mode {
     /// It executes single instructions.
     Step {
         goal: Goal,
-        /// Watchpoints are off for the first instruction: it triggered one that nobody asked for.
-        unwatched: bool,
+        /// What the first instruction is not to hit.
+        over: Over,
     },
 }
 
@@ -74,6 +75,8 @@ pub struct VcpuDebugger {
     pub(super) mode: Mode,
     pub(super) flight: Option<Flight>,
     pub(super) cruise: Option<Cruise>,
+    /// KVM has been told of the whole plan, and of nothing else since.
+    armed: bool,
     /// What KVM was told last; `None` when that is not known.
     applied: Option<DebugConfig>,
     features: Option<Features>,
@@ -100,6 +103,7 @@ impl VcpuDebugger {
             mode,
             flight: None,
             cruise: None,
+            armed: false,
             applied: None,
             features: None,
             online: false,
@@ -118,14 +122,18 @@ impl VcpuDebugger {
         let Some(release) = self.session.slot(self.id).ok().and_then(|slot| slot.park()) else { return Wait::Closed };
         let Release { order, plan, told } = release;
         self.told = told;
+        if self.session.slot(self.id).is_ok_and(|slot| slot.take_reset()) {
+            self.forget();
+        }
         self.mode = match order {
-            Order::Go { action: ResumeAction::Continue, over: false } | Order::Stay => Mode::Free,
-            Order::Go { action: ResumeAction::Continue, over: true } => step(Goal::Run),
-            Order::Go { action: ResumeAction::Step, .. } => step(Goal::Report),
-            Order::Go { action: ResumeAction::StepRange(range), .. } => step(Goal::Leave(range)),
-            Order::Go { action: ResumeAction::Stay, .. } => Mode::Free,
-            Order::StepQuietly => step(Goal::Quiet),
+            Order::Go { action: ResumeAction::Step, over } => step(Goal::Report, over),
+            Order::Go { action: ResumeAction::StepRange(range), over } => step(Goal::Leave(range), over),
+            Order::Go { action: ResumeAction::Continue, over: Over::Nothing } => Mode::Free,
+            Order::Go { action: ResumeAction::Continue, over } => step(Goal::Run, over),
+            Order::StepQuietly(over) => step(Goal::Quiet, over),
+            Order::Stay | Order::Go { action: ResumeAction::Stay, .. } => Mode::Free,
         };
+        self.armed = false;
         self.plan = plan;
         Wait::Run
     }
@@ -142,10 +150,7 @@ impl VcpuDebugger {
     /// [`SessionError::Vcpu`] when the hypervisor refuses. The vCPU must not run then.
     pub fn before_run(&mut self, vcpu: &dyn DebugVcpu) -> Result<Entry, SessionError> {
         if self.session.slot(self.id)?.take_reset() {
-            self.applied = None;
-            self.flight = None;
-            self.cruise = None;
-            self.mode = Mode::Free;
+            self.after_reset()?;
         }
         if self.stop_requested() {
             self.settle(vcpu)?;
@@ -157,10 +162,33 @@ impl VcpuDebugger {
             }
             return Ok(Entry::Run);
         }
-        let plan = self.plan.clone();
-        self.apply(vcpu, plan.attached, false, &plan.hw)?;
+        if !self.armed {
+            let plan = self.plan.clone();
+            self.apply(vcpu, plan.attached, false, &plan.hw)?;
+            self.armed = true;
+        }
         self.moves()?;
         Ok(Entry::Run)
+    }
+
+    /// The vCPU was reset under its thread. A step that was under way is over, at the guest's first instruction.
+    fn after_reset(&mut self) -> Result<(), SessionError> {
+        self.forget();
+        match std::mem::replace(&mut self.mode, Mode::Free) {
+            Mode::Step { goal: Goal::Report | Goal::Leave(_), .. } => self.stop(StopReason::Step),
+            Mode::Step { goal: Goal::Quiet, .. } => self.session.slot(self.id)?.finish(Ended::Unfinished),
+            Mode::Step { goal: Goal::Run, .. } | Mode::Free => {}
+        }
+        Ok(())
+    }
+
+    /// What was known of the vCPU's registers is void.
+    fn forget(&mut self) {
+        self.armed = false;
+        self.applied = None;
+        self.flight = None;
+        self.cruise = None;
+        self.told = false;
     }
 
     /// Whether the instruction behind an MMIO exit must be completed before the thread goes on: enter the guest
@@ -178,7 +206,7 @@ impl VcpuDebugger {
         if let Some(flight) = &self.flight {
             let pc = self.get(vcpu, Reg::Pc)?;
             if flight.is_over_at(pc) {
-                self.land(vcpu)?;
+                self.land(vcpu, pc)?;
             }
         }
         Ok(())
@@ -194,11 +222,14 @@ impl VcpuDebugger {
         match syndrome::decode(exit.syndrome) {
             DebugEvent::SoftwareStep { .. } => {
                 // Without a step of ours it is a leftover of one that was undone.
-                if self.flight.is_some() { self.land(vcpu) } else { Ok(()) }
+                let Some(flight) = &self.flight else { return Ok(()) };
+                let pc = self.get(vcpu, Reg::Pc)?;
+                let vbar = || self.get(vcpu, Reg::Sys(SysReg::VBAR_EL1));
+                if flight.can_end_at(pc, vbar)? { self.land(vcpu, pc) } else { Ok(()) }
             }
             DebugEvent::HardwareBreakpoint => self.on_breakpoint(vcpu, exit),
             DebugEvent::Watchpoint { write, .. } => self.on_watchpoint(vcpu, exit, write),
-            DebugEvent::Brk { .. } => self.on_brk(vcpu, exit),
+            DebugEvent::Brk { imm16 } => self.on_brk(vcpu, exit, imm16),
             DebugEvent::Bkpt32 | DebugEvent::VectorCatch32 => self.on_aarch32(vcpu, exit),
             DebugEvent::Other { .. } => self.reflect(vcpu, exit, false),
         }
@@ -208,7 +239,7 @@ impl VcpuDebugger {
         let pc = self.get(vcpu, Reg::Pc)?;
         if let Some(flight) = &self.flight {
             // While stepping, only the ends of the step are armed.
-            return if flight.is_over_at(pc) { self.land(vcpu) } else { self.reflect(vcpu, exit, false) };
+            return if flight.is_over_at(pc) { self.land(vcpu, pc) } else { self.reflect(vcpu, exit, false) };
         }
         if self.plan.has_breakpoint(pc) {
             self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
@@ -223,7 +254,7 @@ impl VcpuDebugger {
         }
         let pc = self.get(vcpu, Reg::Pc)?;
         self.unwind(vcpu)?;
-        let word = self.session.fetch(vcpu, pc).ok();
+        let word = self.session.fetch(self.id, vcpu, pc).ok();
         let dczid = vcpu.get_u64(Reg::Sys(SysReg::DCZID_EL0)).unwrap_or(DCZID_LARGEST);
         let access = word.and_then(insn::access).map(|access| access.with_block_of(dczid));
         let far = if Syndrome(exit.syndrome).far_not_valid() { None } else { Some(exit.far) };
@@ -244,19 +275,27 @@ impl VcpuDebugger {
             Mode::Free => Goal::Run,
             Mode::Step { goal, .. } => goal,
         };
-        self.mode = Mode::Step { goal, unwatched: true };
+        self.mode = Mode::Step { goal, over: Over::Watchpoint };
         Ok(())
     }
 
-    fn on_brk(&mut self, vcpu: &dyn DebugVcpu, exit: DebugExit) -> Result<(), SessionError> {
-        let pc = self.get(vcpu, Reg::Pc)?;
-        let place = self.session.translate_by(vcpu, Gva(pc)).ok();
-        if place.is_some_and(|gpa| self.session.software().is_planted(gpa)) {
+    fn on_brk(&mut self, vcpu: &dyn DebugVcpu, exit: DebugExit, imm16: u16) -> Result<(), SessionError> {
+        let pc = Gva(self.get(vcpu, Reg::Pc)?);
+        if imm16 == BRK_IMM && self.is_ours(vcpu, pc) {
             self.unwind(vcpu)?;
-            self.stop(StopReason::SoftwareBreakpoint(Gva(pc)));
+            self.stop(StopReason::SoftwareBreakpoint(pc));
             return Ok(());
         }
         self.reflect(vcpu, exit, false)
+    }
+
+    /// Whether a BRK of the session's kind at `pc` is the session's. The guest may have moved its page since it was
+    /// planted, or be about to.
+    fn is_ours(&self, vcpu: &dyn DebugVcpu, pc: Gva) -> bool {
+        match self.session.translate_by(self.id, vcpu, pc) {
+            Ok(gpa) => self.session.software().is_planted(gpa) || self.session.software_mut().adopt(pc, gpa),
+            Err(_) => self.session.software().has_name(pc),
+        }
     }
 
     /// BKPT and vector catch come from AArch32 code. At EL0 that is a program under a 64-bit kernel, which gets
@@ -308,7 +347,7 @@ impl VcpuDebugger {
     /// The vCPU executes something: wherever it comes to next, the client does not know yet.
     pub(super) fn moves(&mut self) -> Result<(), SessionError> {
         if std::mem::take(&mut self.told) {
-            self.session.slot(self.id)?.set_reported(None);
+            self.session.slot(self.id)?.set_told(None);
         }
         Ok(())
     }
@@ -327,6 +366,7 @@ impl VcpuDebugger {
         single_step: bool,
         hw: &HwDebug,
     ) -> Result<(), SessionError> {
+        self.armed = false;
         let known = self.applied.as_ref();
         if known.is_some_and(|c| c.enabled == enabled && c.single_step == single_step && c.hw == *hw) {
             return Ok(());
@@ -347,6 +387,6 @@ impl VcpuDebugger {
     }
 }
 
-fn step(goal: Goal) -> Mode {
-    Mode::Step { goal, unwatched: false }
+fn step(goal: Goal, over: Over) -> Mode {
+    Mode::Step { goal, over }
 }

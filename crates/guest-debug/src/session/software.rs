@@ -11,9 +11,10 @@ use vm_memory::GuestAddress;
 const PAGE: u64 = 4096;
 const LENGTH: u64 = 4;
 
-/// `BRK #0x67db`. Any immediate would do, since a hit is recognised by its address; this one is not used by
-/// Linux (arch/arm64/include/asm/brk-imm.h), which makes a leaked one easy to tell in a dump.
-pub(super) const BRK: [u8; 4] = (0xd420_0000u32 | 0x67db << 5).to_le_bytes();
+/// Immediate of the BRKs that the session plants. Linux does not use it (arch/arm64/include/asm/brk-imm.h), so that
+/// a BRK which the guest writes over one of ours is told from it.
+pub(super) const BRK_IMM: u16 = 0x67db;
+const BRK: [u8; 4] = (0xd420_0000 | (BRK_IMM as u32) << 5).to_le_bytes();
 
 /// What removing a breakpoint found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,14 +47,20 @@ impl SoftwareBreakpoints {
         if !gpa.0.is_multiple_of(LENGTH) {
             return Err(DbgRegError::Misaligned { address: name.0 }.into());
         }
+        match self.at_mut(gpa.0) {
+            Some(planted) if planted.armed => {}
+            // It waits since a reboot, or is new: now it is asked for in the code that is there.
+            _ => {
+                let mut original = [0; 4];
+                ram.read(gpa, &mut original)?;
+                write_code(ram, gpa, &BRK)?;
+                let bucket = self.pages.entry(page(gpa.0)).or_default();
+                let names = bucket.remove(&gpa.0).map(|waiting| waiting.names).unwrap_or_default();
+                bucket.insert(gpa.0, Planted { original, names, armed: true });
+            }
+        }
         if let Some(planted) = self.at_mut(gpa.0) {
             planted.names.insert(name);
-        } else {
-            let mut original = [0; 4];
-            ram.read(gpa, &mut original)?;
-            write_code(ram, gpa, &BRK)?;
-            let planted = Planted { original, names: BTreeSet::from([name]), armed: true };
-            self.pages.entry(page(gpa.0)).or_default().insert(gpa.0, planted);
         }
         self.by_name.entry(name).or_default().insert(gpa.0);
         Ok(())
@@ -100,17 +107,35 @@ impl SoftwareBreakpoints {
         result
     }
 
-    /// Plants what was lifted, wherever memory still holds the instruction that was there. A place that holds
-    /// something else now, after a reboot for one, is another program's: it stays as it is.
+    /// Plants everything again, wherever memory holds the instruction that was there. A place that holds something
+    /// else now, after a reboot for one, is another program's: it stays as it is.
     pub(super) fn plant_all(&mut self, ram: &dyn GuestRam) -> Result<(), RamError> {
         for (&gpa, planted) in self.pages.values_mut().flatten() {
             let mut now = [0; 4];
-            if !planted.armed && ram.read(GuestAddress(gpa), &mut now).is_ok() && now == planted.original {
+            // Not even what counts as armed is sure to be: memory was reloaded under it.
+            planted.armed = ram.read(GuestAddress(gpa), &mut now).is_ok() && now == BRK;
+            if !planted.armed && now == planted.original {
                 write_code(ram, GuestAddress(gpa), &BRK)?;
                 planted.armed = true;
             }
         }
         Ok(())
+    }
+
+    /// Takes over a BRK of ours that the guest has copied, page and all, to a place that is mapped at the same
+    /// virtual address now. Answers whether `name` is one of ours.
+    pub(super) fn adopt(&mut self, name: Gva, gpa: GuestAddress) -> bool {
+        let Some(places) = self.by_name.get(&name) else { return false };
+        let Some(original) = places.iter().find_map(|&place| self.at(place)).map(|planted| planted.original) else {
+            return false;
+        };
+        let bucket = self.pages.entry(page(gpa.0)).or_default();
+        let planted = bucket.entry(gpa.0).or_insert(Planted { original, names: BTreeSet::new(), armed: true });
+        planted.names.insert(name);
+        planted.original = original;
+        planted.armed = true;
+        self.by_name.entry(name).or_default().insert(gpa.0);
+        true
     }
 
     /// Puts the original instruction back at one place.
@@ -133,26 +158,23 @@ impl SoftwareBreakpoints {
         Ok(())
     }
 
+    /// Whether a breakpoint was asked for by this address.
+    pub(super) fn has_name(&self, name: Gva) -> bool {
+        self.by_name.contains_key(&name)
+    }
+
     /// Whether our BRK is at this place.
     pub(super) fn is_planted(&self, gpa: GuestAddress) -> bool {
-        self.pages.get(&page(gpa.0)).and_then(|bucket| bucket.get(&gpa.0)).is_some_and(|planted| planted.armed)
+        self.at(gpa.0).is_some_and(|planted| planted.armed)
     }
 
     /// Reads guest memory as the guest wrote it, without our BRKs.
     pub(super) fn read(&self, gpa: GuestAddress, data: &mut [u8], ram: &dyn GuestRam) -> Result<(), RamError> {
         ram.read(gpa, data)?;
-        for (at, planted) in self.within(gpa.0, data.len()) {
+        for (at, planted) in self.within(gpa.0, data.len(), ram) {
             let (start, skip) = overlap(gpa.0, at);
-            let original = planted.original.get(skip..).unwrap_or_default();
-            let brk = BRK.get(skip..).unwrap_or_default();
-            // Bytes that are not ours any more are the guest's own newer ones.
-            for (offset, (new, ours)) in original.iter().zip(brk).enumerate() {
-                if let Some(byte) = data.get_mut(start + offset)
-                    && *byte == *ours
-                {
-                    *byte = *new;
-                }
-            }
+            let original = planted.original.iter().skip(skip);
+            data.iter_mut().skip(start).zip(original).for_each(|(byte, original)| *byte = *original);
         }
         Ok(())
     }
@@ -161,20 +183,12 @@ impl SoftwareBreakpoints {
     pub(super) fn write(&mut self, gpa: GuestAddress, data: &[u8], ram: &dyn GuestRam) -> Result<(), RamError> {
         let mut merged = data.to_vec();
         let mut originals = Vec::new();
-        for (at, planted) in self.within(gpa.0, data.len()) {
+        for (at, planted) in self.within(gpa.0, data.len(), ram) {
             let (start, skip) = overlap(gpa.0, at);
             let mut original = planted.original;
-            for index in skip..original.len() {
-                let (Some(new), Some(slot), Some(byte), Some(brk)) = (
-                    data.get(start + index - skip),
-                    merged.get_mut(start + index - skip),
-                    original.get_mut(index),
-                    BRK.get(index),
-                ) else {
-                    break;
-                };
-                *byte = *new;
-                *slot = *brk;
+            let bytes = original.iter_mut().zip(BRK).skip(skip);
+            for ((byte, brk), new) in bytes.zip(merged.iter_mut().skip(start)) {
+                *byte = std::mem::replace(new, brk);
             }
             originals.push((at, original));
         }
@@ -203,6 +217,10 @@ impl SoftwareBreakpoints {
         self.pages.is_empty()
     }
 
+    fn at(&self, gpa: u64) -> Option<&Planted> {
+        self.pages.get(&page(gpa))?.get(&gpa)
+    }
+
     fn at_mut(&mut self, gpa: u64) -> Option<&mut Planted> {
         self.pages.get_mut(&page(gpa))?.get_mut(&gpa)
     }
@@ -216,8 +234,14 @@ impl SoftwareBreakpoints {
         }
     }
 
-    /// Armed breakpoints of which a byte lies in the range.
-    fn within(&self, gpa: u64, length: usize) -> impl Iterator<Item = (u64, &Planted)> {
+    /// Breakpoints of which a byte lies in the range and that memory really holds: the guest may have written over
+    /// one, and then all of its bytes are the guest's.
+    fn within<'a>(
+        &'a self,
+        gpa: u64,
+        length: usize,
+        ram: &'a dyn GuestRam,
+    ) -> impl Iterator<Item = (u64, &'a Planted)> + 'a {
         let first = gpa.saturating_sub(LENGTH - 1);
         let end = gpa.saturating_add(length as u64);
         let pages = (page(first)..=page(end)).step_by(PAGE as usize);
@@ -228,8 +252,14 @@ impl SoftwareBreakpoints {
             .filter_map(|number| self.pages.get(&number))
             .flat_map(move |bucket| bucket.range(first..end))
             .filter(|(_, planted)| planted.armed)
+            .filter(move |&(&at, _)| holds_brk(at, ram))
             .map(|(&at, planted)| (at, planted))
     }
+}
+
+fn holds_brk(gpa: u64, ram: &dyn GuestRam) -> bool {
+    let mut now = [0; 4];
+    ram.read(GuestAddress(gpa), &mut now).is_ok() && now == BRK
 }
 
 /// Why a software breakpoint was refused.

@@ -16,7 +16,7 @@
 //!   the instruction and at the vector catch it there.
 
 use super::SessionError;
-use super::control::Ended;
+use super::control::{Ended, Over};
 use super::cruise::{Cruise, is_plain};
 use super::runner::{Entry, Goal, Mode, VcpuDebugger};
 use crate::arm64::insn::{self, Insn};
@@ -50,6 +50,17 @@ impl Flight {
         Self { pc, insn, pstate, ends: Vec::new() }
     }
 
+    /// Whether a step exit at `pc` can be this step's. Linux 6.2 and later may deliver one that an earlier step was
+    /// owed (`DBG_SS_ACTIVE_PENDING`), before any instruction; only a branch, or a vector that faults, stays in place.
+    pub(super) fn can_end_at(
+        &self,
+        pc: u64,
+        vbar: impl FnOnce() -> Result<u64, SessionError>,
+    ) -> Result<bool, SessionError> {
+        let stays = matches!(self.insn, None | Some(Insn::Branch(_) | Insn::Eret));
+        Ok(pc != self.pc || stays || in_vectors(pc, vbar()?))
+    }
+
     /// Whether a vCPU that left the guest at `pc` has executed what was asked for.
     pub(super) fn is_over_at(&self, pc: u64) -> bool {
         if self.ends.is_empty() { pc != self.pc } else { self.ends.contains(&pc) }
@@ -62,15 +73,26 @@ impl VcpuDebugger {
         if let Some(entry) = self.cruise_on(vcpu)? {
             return Ok(entry);
         }
+        let Mode::Step { over, .. } = self.mode else { return Ok(Entry::Again) };
         let pc = self.get(vcpu, Reg::Pc)?;
+        if over == Over::Nothing && self.plan.has_breakpoint(pc) {
+            self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
+            return Ok(Entry::Again);
+        }
         let pstate = Pstate(self.get(vcpu, Reg::Pstate)?);
         if pstate.is_aarch32() {
             self.stop(StopReason::Unsupported(Unsupported::AArch32));
             return Ok(Entry::Again);
         }
-        let word = self.session.fetch(vcpu, pc).ok();
+        let word = self.session.fetch(self.id, vcpu, pc).ok();
         let insn = word.map(insn::decode);
-        if self.completes_at_once(vcpu, insn, pstate)? {
+        // A breakpoint that was inserted there since has to be hit.
+        let planted = !self.session.software().is_empty()
+            && self
+                .session
+                .translate_by(self.id, vcpu, Gva(pc))
+                .is_ok_and(|gpa| self.session.software().is_planted(gpa));
+        if !planted && self.completes_at_once(vcpu, insn, pstate)? {
             self.set(vcpu, Reg::Pc, pc.wrapping_add(4))?;
             self.set(vcpu, Reg::Pstate, pstate.without(Pstate::BTYPE).0)?;
             self.step_done(vcpu, pc.wrapping_add(4))?;
@@ -81,11 +103,17 @@ impl VcpuDebugger {
             _ => Vec::new(),
         };
         let mut hw = HwDebug::none();
-        if !matches!(self.mode, Mode::Step { unwatched: true, .. }) {
+        if over != Over::Watchpoint {
             hw.watchpoints.clone_from(&self.plan.hw.watchpoints);
         }
         let vector = self.fault_vector(vcpu, pstate)?;
-        let stops = if ends.is_empty() { vec![pc.wrapping_add(4), vector] } else { ends.clone() };
+        let stops = match insn {
+            _ if !ends.is_empty() => ends.clone(),
+            Some(Insn::Branch(branch)) => {
+                [Some(pc.wrapping_add(4)), Some(vector), branch.target(pc)].into_iter().flatten().collect()
+            }
+            _ => vec![pc.wrapping_add(4), vector],
+        };
         // An address that no instruction can have is never reached either, and here it would stop the step itself.
         let slots = stops.into_iter().filter(|&stop| stop != pc).filter_map(|stop| BreakpointSlot::new(stop).ok());
         hw.breakpoints.extend(slots.take(self.session.caps.hw_bps));
@@ -93,7 +121,7 @@ impl VcpuDebugger {
         if !pstate.contains(INTERRUPTS) {
             self.set(vcpu, Reg::Pstate, pstate.with(INTERRUPTS).0)?;
         }
-        if matches!(self.mode, Mode::Step { goal: Goal::Leave(_), .. }) && insn.is_some_and(is_plain) {
+        if matches!(self.mode, Mode::Step { goal: Goal::Leave(_), .. }) && word.is_some_and(is_plain) {
             self.cruise = Some(Cruise::new(pstate, vector, pc));
         }
         self.flight = Some(Flight { pc, insn, pstate, ends });
@@ -106,7 +134,7 @@ impl VcpuDebugger {
         if let Some(flight) = &self.flight {
             let pc = self.get(vcpu, Reg::Pc)?;
             if flight.is_over_at(pc) {
-                self.land(vcpu)?;
+                self.land(vcpu, pc)?;
             } else {
                 self.unwind(vcpu)?;
             }
@@ -122,10 +150,9 @@ impl VcpuDebugger {
         self.write_pstate(vcpu, now, now.with_bits_of(flight.pstate, INTERRUPTS | Pstate::SS))
     }
 
-    /// The step has executed: makes PSTATE what the instruction would have left.
-    pub(super) fn land(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
+    /// The step has executed and the vCPU is at `pc`: makes PSTATE what the instruction would have left.
+    pub(super) fn land(&mut self, vcpu: &dyn DebugVcpu, pc: u64) -> Result<(), SessionError> {
         let Some(flight) = self.flight.take() else { return Ok(()) };
-        let pc = self.get(vcpu, Reg::Pc)?;
         if self.cruise_lands(&flight, pc) {
             return self.step_done(vcpu, pc);
         }
@@ -166,7 +193,7 @@ impl VcpuDebugger {
             Goal::Leave(range) => {
                 let hit = self.plan.has_breakpoint(pc);
                 if range.contains(&pc) && !hit {
-                    self.mode = Mode::Step { goal: Goal::Leave(range), unwatched: false };
+                    self.mode = Mode::Step { goal: Goal::Leave(range), over: Over::Nothing };
                 } else {
                     self.end_cruise(vcpu)?;
                     self.stop(if hit { StopReason::HardwareBreakpoint(Gva(pc)) } else { StopReason::Step });
@@ -201,7 +228,7 @@ impl VcpuDebugger {
     /// Where the exclusive sequence at `pc` ends: behind it, at the targets of branches out of it, and at the
     /// vector that a fault inside would take. Empty where the sequence can't be told or does not fit the slots.
     fn exclusive_ends(&self, vcpu: &dyn DebugVcpu, pc: u64, pstate: Pstate) -> Result<Vec<u64>, SessionError> {
-        let word = |index: u64| self.session.fetch(vcpu, pc.wrapping_add(index * 4)).ok();
+        let word = |index: u64| self.session.fetch(self.id, vcpu, pc.wrapping_add(index * 4)).ok();
         let words: Vec<u32> = (0..insn::MAX_INSTRUCTIONS as u64).map_while(word).collect();
         let Some(sequence) = insn::exclusive_sequence(pc, &words) else { return Ok(Vec::new()) };
         if sequence.spins {
@@ -210,6 +237,8 @@ impl VcpuDebugger {
         }
         let mut ends = vec![sequence.end, self.fault_vector(vcpu, pstate)?];
         ends.extend(sequence.exits);
+        let inside = pc.wrapping_add(4)..sequence.end;
+        ends.extend(self.plan.hw.breakpoints.iter().map(|slot| slot.address).filter(|at| inside.contains(at)));
         ends.sort_unstable();
         ends.dedup();
         Ok(if ends.len() <= self.session.caps.hw_bps { ends } else { Vec::new() })
@@ -239,8 +268,19 @@ impl VcpuDebugger {
         if !in_vectors(pc, self.get(vcpu, Reg::Sys(SysReg::VBAR_EL1))?) {
             return Ok(false);
         }
+        let writes_mask = matches!(flight.insn, Some(Insn::MsrDaif { .. } | Insn::MsrDaifSet(_) | Insn::Eret));
+        if !flight.pstate.contains(Pstate::D | Pstate::A) && !writes_mask {
+            // Nothing but an exception sets these two.
+            return Ok(true);
+        }
         let elr = self.get(vcpu, Reg::ElrEl1)?;
-        Ok(elr == flight.pc || elr == flight.pc.wrapping_add(4) || (!flight.ends.is_empty() && !flight.holds(pc)))
+        // Behind a branch, an SError returns to the branch's target.
+        let target = match flight.insn {
+            Some(Insn::Branch(branch)) => branch.target(flight.pc),
+            _ => None,
+        };
+        let returns = elr == flight.pc || elr == flight.pc.wrapping_add(4) || Some(elr) == target;
+        Ok(returns || (!flight.ends.is_empty() && !flight.holds(pc)))
     }
 }
 

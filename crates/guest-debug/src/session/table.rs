@@ -18,6 +18,8 @@ pub(super) struct Watch {
 pub(super) struct Tables {
     /// A client owns the session.
     pub(super) attached: bool,
+    /// The VM was made to wait for a client, and none has resumed it yet.
+    pub(super) held: bool,
     pub(super) hardware: BTreeSet<Gva>,
     pub(super) watches: BTreeSet<Watch>,
 }
