@@ -522,3 +522,43 @@ fn an_instruction_that_waits_in_the_hypervisor_does_not_hang_resume() {
         }
     });
 }
+
+/// Steps through a range of arithmetic, whose second instruction faults; `notice` is how that comes out.
+fn a_fault_in_a_range_of_arithmetic(notice: impl FnOnce(&Script, &mut VcpuDebugger)) {
+    let script = Script::new(&[COUNT; 8]);
+    script.session.attach().unwrap();
+    script.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 16))]).unwrap();
+    let mut debugger = script.session.vcpu_thread(V0).unwrap();
+    script.enter(&mut debugger);
+    script.set(Reg::Pc, RAM + 4);
+    debugger.on_debug_exit(&*script.vcpu, STEPPED).unwrap();
+    script.enter(&mut debugger);
+    script.set(Reg::ElrEl1, RAM + 4);
+    script.set(Reg::SpsrEl1, script.get(Reg::Pstate));
+    script.set(Reg::Pstate, Pstate::EL1H | Pstate::DAIF);
+    script.set(Reg::Pc, VBAR + 0x200);
+    debugger.on_debug_exit(&*script.vcpu, STEPPED).unwrap();
+    notice(&script, &mut debugger);
+    assert!(debugger.stop_requested(), "the handler is outside the range");
+    assert_eq!(script.get(Reg::Pc), VBAR + 0x200);
+    assert_eq!(script.get(Reg::SpsrEl1), Pstate::EL1H, "what the handler returns to");
+    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H | Pstate::DAIF);
+}
+
+#[test]
+fn a_fault_in_a_range_is_noticed_at_the_vector() {
+    a_fault_in_a_range_of_arithmetic(|script, debugger| {
+        script.enter(debugger);
+        let exit = DebugExit { syndrome: 0x30 << 26 | 1 << 25 | 0x22, far: 0 };
+        debugger.on_debug_exit(&*script.vcpu, exit).unwrap();
+    });
+}
+
+#[test]
+fn a_fault_in_a_range_is_noticed_when_the_vcpu_is_stopped() {
+    a_fault_in_a_range_of_arithmetic(|script, debugger| {
+        script.session.interrupt();
+        assert_eq!(debugger.wait(), Wait::Run);
+        assert_eq!(debugger.before_run(&*script.vcpu).unwrap(), Entry::Again);
+    });
+}

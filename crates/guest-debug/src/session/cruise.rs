@@ -1,11 +1,13 @@
 //! Ranges of steps at the speed of KVM.
 //!
 //! Of the instructions in a range, nearly all neither look at the interrupt mask nor can change the exception level
-//! or the translation. Between those the mask simply stays set and the code page's translation stays known, so that
-//! a step costs KVM_RUN and one register read. Whatever is not plain ends the cruise first and takes the long way.
+//! or the translation. Between those the mask simply stays set and the code page's translation stays known. Arithmetic
+//! goes on to the next instruction, so that its step costs KVM_RUN and nothing else; of the others, the program counter
+//! is read. A breakpoint on the vector tells when an instruction went there instead. Whatever is not plain ends the
+//! cruise first and takes the long way.
 
-use super::runner::{Entry, VcpuDebugger};
-use super::step::{Flight, INTERRUPTS, in_vectors};
+use super::runner::{Entry, Goal, Mode, VcpuDebugger};
+use super::step::{Flight, MASK, in_vectors};
 use super::{DebugSession, SessionError};
 use crate::arm64::insn::{self, Insn};
 use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg};
@@ -14,6 +16,8 @@ use vm_memory::GuestAddress;
 
 /// The smallest granule.
 const PAGE: u64 = 4096;
+/// Slots that a cruise needs: the vector, and what follows an access.
+pub(super) const SLOTS: usize = 2;
 
 /// Steps under way with interrupts masked throughout.
 #[derive(Debug)]
@@ -22,25 +26,38 @@ pub(super) struct Cruise {
     own: Pstate,
     /// Where a fault would go.
     vector: u64,
-    /// Where the vCPU is.
+    /// Where the vCPU is, if no instruction since `verified` has faulted.
     pc: u64,
+    /// Where the vCPU was when the program counter was last read.
+    verified: u64,
     /// The page that it is in, and where that is.
     code: Option<(u64, GuestAddress)>,
 }
 
 impl Cruise {
     pub(super) fn new(own: Pstate, vector: u64, pc: u64) -> Self {
-        Self { own, vector, pc, code: None }
+        Self { own, vector, pc, verified: pc, code: None }
     }
 
-    fn fetch(&mut self, session: &DebugSession, vcpu_id: VcpuId, vcpu: &dyn DebugVcpu) -> Result<u32, SessionError> {
+    /// The instruction `ahead` of the current one, on the same page.
+    fn fetch(
+        &mut self,
+        session: &DebugSession,
+        vcpu_id: VcpuId,
+        vcpu: &dyn DebugVcpu,
+        ahead: u64,
+    ) -> Result<u32, SessionError> {
         let (page, offset) = (self.pc & !(PAGE - 1), self.pc % PAGE);
         let base = match self.code {
             Some((known, base)) if known == page => base,
             _ => session.translate_by(vcpu_id, vcpu, Gva(page))?,
         };
         self.code = Some((page, base));
-        session.fetch_physical(GuestAddress(base.0 + offset))
+        session.fetch_physical(GuestAddress(base.0 + offset + ahead))
+    }
+
+    fn is_last_on_page(&self) -> bool {
+        self.pc % PAGE == PAGE - 4
     }
 }
 
@@ -51,45 +68,92 @@ pub(super) fn is_plain(word: u32) -> bool {
     !msr_immediate && matches!(insn::decode(word), Insn::Other | Insn::Branch(_))
 }
 
+/// Whether an instruction goes on to the next one whatever happens: integer arithmetic, moves, NOP. Pointer
+/// authentication does not, it may fault.
+fn is_quick(word: u32) -> bool {
+    const NOP: u32 = 0xd503_201f;
+    let immediate = word >> 26 & 0b111 == 0b100;
+    let register = word >> 25 & 0b111 == 0b101;
+    let authenticates = word & 0xffff_0000 == 0xdac1_0000;
+    word == NOP || ((immediate || register) && !authenticates)
+}
+
 impl VcpuDebugger {
     /// Programs the next step of a cruise. `None` when there is none, or none any more.
     pub(super) fn cruise_on(&mut self, vcpu: &dyn DebugVcpu) -> Result<Option<Entry>, SessionError> {
         let Some(cruise) = &mut self.cruise else { return Ok(None) };
-        let word = cruise.fetch(&self.session, self.id, vcpu).ok();
-        let (pc, pstate, vector) = (cruise.pc, cruise.own, cruise.vector);
+        let word = cruise.fetch(&self.session, self.id, vcpu, 0).ok();
         let Some(word) = word.filter(|&word| is_plain(word)) else {
-            self.end_cruise(vcpu)?;
-            return Ok(None);
+            let supposed = cruise.pc;
+            let pc = self.end_cruise(vcpu)?;
+            if pc == supposed {
+                return Ok(None);
+            }
+            self.step_done(vcpu, pc)?;
+            return Ok(Some(Entry::Again));
         };
-        let watchpoints = self.plan.hw.watchpoints.clone();
-        let mut hw = HwDebug { breakpoints: Vec::new(), watchpoints };
-        // Of the plain instructions, only an access to an in-kernel device is emulated.
-        if insn::access(word).is_some() {
-            let guards = [pc.wrapping_add(4), vector].into_iter().filter(|guard| *guard != pc);
-            let slots = guards.filter_map(|guard| BreakpointSlot::new(guard).ok());
-            hw.breakpoints.extend(slots.take(self.session.caps.hw_bps));
-        }
+        let (pc, next, vector) = (cruise.pc, cruise.pc.wrapping_add(4), cruise.vector);
+        // An access may be to a device that KVM emulates, and then KVM before Linux 6.2 executes the next instruction
+        // too. That does no harm if the next one is plain and nobody wants to stop there.
+        let accesses = insn::access(word).is_some();
+        let guarded = accesses && {
+            let follows =
+                if cruise.is_last_on_page() { None } else { cruise.fetch(&self.session, self.id, vcpu, 4).ok() };
+            let wanted = match &self.mode {
+                Mode::Step { goal: Goal::Leave(range), .. } => !range.contains(&next),
+                _ => true,
+            };
+            wanted || self.plan.has_breakpoint(next) || !follows.is_some_and(is_plain)
+        };
+        let same_page = cruise.verified & !(PAGE - 1) == pc & !(PAGE - 1);
+        let mut flight = Flight::single(pc, Some(insn::decode(word)), cruise.own);
+        flight.from = cruise.verified;
+        flight.quick = same_page && is_quick(word);
+        flight.accesses = accesses;
+        let mut hw = HwDebug { breakpoints: Vec::new(), watchpoints: self.plan.hw.watchpoints.clone() };
+        let stops = [Some(vector), guarded.then_some(next)].into_iter().flatten().filter(|stop| *stop != pc);
+        hw.breakpoints.extend(stops.filter_map(|stop| BreakpointSlot::new(stop).ok()));
         self.apply(vcpu, true, true, &hw)?;
-        self.flight = Some(Flight::single(pc, Some(insn::decode(word)), pstate));
+        self.flight = Some(flight);
         Ok(Some(Entry::Run))
     }
 
-    /// Lands a plain step without a look at PSTATE. Answers false, with the cruise over, when it needs one.
+    /// Lands a step that goes on to the next instruction whatever happens, without asking the vCPU.
+    pub(super) fn quick_landing(&mut self) -> Option<u64> {
+        let flight = self.flight.take_if(|flight| flight.quick)?;
+        let next = flight.pc.wrapping_add(4);
+        if let Some(cruise) = &mut self.cruise {
+            cruise.pc = next;
+        }
+        Some(next)
+    }
+
+    /// Lands a plain step at `pc` without a look at PSTATE. Answers false, with the cruise over, when it needs one.
     pub(super) fn cruise_lands(&mut self, flight: &Flight, pc: u64) -> bool {
         let Some(cruise) = &mut self.cruise else { return false };
-        let expected = matches!(flight.insn, Some(Insn::Branch(_))) || pc == flight.pc.wrapping_add(4);
-        if expected && !in_vectors(pc, cruise.vector) {
+        let branched = matches!(flight.insn, Some(Insn::Branch(_)));
+        // Behind an access, a second plain instruction may have executed; it may have branched too.
+        if (branched || flight.accesses || pc == flight.pc.wrapping_add(4)) && !in_vectors(pc, cruise.vector) {
             cruise.pc = pc;
+            cruise.verified = pc;
             return true;
         }
         self.cruise = None;
         false
     }
 
-    /// Gives the guest its own mask back.
-    pub(super) fn end_cruise(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
-        let Some(cruise) = self.cruise.take() else { return Ok(()) };
+    /// Gives the guest its own mask back, and answers where the vCPU really is.
+    pub(super) fn end_cruise(&mut self, vcpu: &dyn DebugVcpu) -> Result<u64, SessionError> {
+        let Some(cruise) = self.cruise.take() else { return self.get(vcpu, Reg::Pc) };
+        let pc = if cruise.verified == cruise.pc { cruise.pc } else { self.get(vcpu, Reg::Pc)? };
         let now = Pstate(self.get(vcpu, Reg::Pstate)?);
-        self.write_pstate(vcpu, now, now.with_bits_of(cruise.own, INTERRUPTS | Pstate::SS))
+        let mut flight = Flight::single(cruise.pc, None, cruise.own);
+        flight.from = cruise.verified;
+        if pc != cruise.pc && self.took_exception(vcpu, &flight, pc, now)? {
+            self.mend_exception(vcpu, cruise.own, now)?;
+        } else {
+            self.write_pstate(vcpu, now, now.with_bits_of(cruise.own, MASK | Pstate::SS))?;
+        }
+        Ok(pc)
     }
 }

@@ -17,13 +17,14 @@
 
 use super::SessionError;
 use super::control::{Ended, Over};
-use super::cruise::{Cruise, is_plain};
+use super::cruise::{self, Cruise, is_plain};
 use super::runner::{Entry, Goal, Mode, VcpuDebugger};
 use crate::arm64::insn::{self, Insn};
 use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg, SysReg};
 use crate::{DebugVcpu, Gva, StopReason, Unsupported};
 
-pub(super) const INTERRUPTS: u64 = Pstate::I | Pstate::F;
+/// What is masked while stepping: interrupts, and SError, which is as asynchronous.
+pub(super) const MASK: u64 = Pstate::I | Pstate::F | Pstate::A;
 /// `SCTLR_EL1.nTWI`: EL0 may execute WFI.
 const SCTLR_NTWI: u64 = 1 << 16;
 /// `SCTLR_EL1.nTWE`: EL0 may execute WFE.
@@ -43,11 +44,17 @@ pub(super) struct Flight {
     pstate: Pstate,
     /// Where an exclusive sequence ends; empty for a single instruction.
     ends: Vec<u64>,
+    /// The first instruction that may be the one behind an exception which is seen now.
+    pub(super) from: u64,
+    /// It goes on to the next instruction whatever happens.
+    pub(super) quick: bool,
+    /// It accesses memory, in a cruise.
+    pub(super) accesses: bool,
 }
 
 impl Flight {
     pub(super) fn single(pc: u64, insn: Option<Insn>, pstate: Pstate) -> Self {
-        Self { pc, insn, pstate, ends: Vec::new() }
+        Self { pc, insn, pstate, ends: Vec::new(), from: pc, quick: false, accesses: false }
     }
 
     /// Whether a step exit at `pc` can be this step's. Linux 6.2 and later may deliver one that an earlier step was
@@ -118,13 +125,16 @@ impl VcpuDebugger {
         let slots = stops.into_iter().filter(|&stop| stop != pc).filter_map(|stop| BreakpointSlot::new(stop).ok());
         hw.breakpoints.extend(slots.take(self.session.caps.hw_bps));
         self.apply(vcpu, true, ends.is_empty(), &hw)?;
-        if !pstate.contains(INTERRUPTS) {
-            self.set(vcpu, Reg::Pstate, pstate.with(INTERRUPTS).0)?;
+        if !pstate.contains(MASK) {
+            self.set(vcpu, Reg::Pstate, pstate.with(MASK).0)?;
         }
-        if matches!(self.mode, Mode::Step { goal: Goal::Leave(_), .. }) && word.is_some_and(is_plain) {
+        if matches!(self.mode, Mode::Step { goal: Goal::Leave(_), .. })
+            && word.is_some_and(is_plain)
+            && self.session.caps.hw_bps >= cruise::SLOTS
+        {
             self.cruise = Some(Cruise::new(pstate, vector, pc));
         }
-        self.flight = Some(Flight { pc, insn, pstate, ends });
+        self.flight = Some(Flight { ends, ..Flight::single(pc, insn, pstate) });
         Ok(Entry::Run)
     }
 
@@ -139,7 +149,10 @@ impl VcpuDebugger {
                 self.unwind(vcpu)?;
             }
         }
-        self.end_cruise(vcpu)
+        if self.cruise.is_some() {
+            self.end_cruise(vcpu)?;
+        }
+        Ok(())
     }
 
     /// Forgets a step that did not execute, and gives PSTATE back.
@@ -147,7 +160,7 @@ impl VcpuDebugger {
         let Some(flight) = self.flight.take() else { return Ok(()) };
         self.cruise = None;
         let now = Pstate(self.get(vcpu, Reg::Pstate)?);
-        self.write_pstate(vcpu, now, now.with_bits_of(flight.pstate, INTERRUPTS | Pstate::SS))
+        self.write_pstate(vcpu, now, now.with_bits_of(flight.pstate, MASK | Pstate::SS))
     }
 
     /// The step has executed and the vCPU is at `pc`: makes PSTATE what the instruction would have left.
@@ -159,22 +172,19 @@ impl VcpuDebugger {
         let now = Pstate(self.get(vcpu, Reg::Pstate)?);
         let before = flight.pstate;
         if self.took_exception(vcpu, &flight, pc, now)? {
-            // The handler runs with interrupts masked anyway; what it returns to must be as it was.
-            let spsr = Pstate(self.get(vcpu, Reg::SpsrEl1)?);
-            self.set(vcpu, Reg::SpsrEl1, spsr.with_bits_of(before, INTERRUPTS | Pstate::SS).0)?;
-            self.write_pstate(vcpu, now, now.without(Pstate::SS))?;
+            self.mend_exception(vcpu, before, now)?;
             return self.step_done(vcpu, pc);
         }
         let own = now.with_bits_of(before, Pstate::SS);
-        let restored = own.with_bits_of(before, INTERRUPTS);
+        let restored = own.with_bits_of(before, MASK);
         let after = match flight.insn {
-            Some(Insn::MsrDaifSet(imm)) => restored.with(daif_imm(imm) & INTERRUPTS),
-            Some(Insn::MsrDaifClr(imm)) => restored.without(daif_imm(imm) & INTERRUPTS),
+            Some(Insn::MsrDaifSet(imm)) => restored.with(daif_imm(imm) & MASK),
+            Some(Insn::MsrDaifClr(imm)) => restored.without(daif_imm(imm) & MASK),
             Some(Insn::MsrDaif { .. } | Insn::Eret) => own,
             Some(Insn::MrsDaif { rt }) => {
                 if rt < 31 {
                     let read = Pstate(self.get(vcpu, Reg::X(rt))?);
-                    self.set(vcpu, Reg::X(rt), read.with_bits_of(before, INTERRUPTS).0)?;
+                    self.set(vcpu, Reg::X(rt), read.with_bits_of(before, MASK).0)?;
                 }
                 restored
             }
@@ -184,6 +194,13 @@ impl VcpuDebugger {
         self.step_done(vcpu, pc)
     }
 
+    /// An exception was taken with our mask set. The handler runs masked anyway; what it returns to must be as it was.
+    pub(super) fn mend_exception(&self, vcpu: &dyn DebugVcpu, before: Pstate, now: Pstate) -> Result<(), SessionError> {
+        let spsr = Pstate(self.get(vcpu, Reg::SpsrEl1)?);
+        self.set(vcpu, Reg::SpsrEl1, spsr.with_bits_of(before, MASK | Pstate::SS).0)?;
+        self.write_pstate(vcpu, now, now.without(Pstate::SS))
+    }
+
     /// One step is done, at `pc`: on to what it was for.
     pub(super) fn step_done(&mut self, vcpu: &dyn DebugVcpu, pc: u64) -> Result<(), SessionError> {
         self.moves()?;
@@ -191,11 +208,12 @@ impl VcpuDebugger {
         match goal {
             Goal::Report => self.stop(StopReason::Step),
             Goal::Leave(range) => {
-                let hit = self.plan.has_breakpoint(pc);
-                if range.contains(&pc) && !hit {
+                let goes_on = |debugger: &Self, pc: u64| range.contains(&pc) && !debugger.plan.has_breakpoint(pc);
+                let pc = if goes_on(self, pc) { pc } else { self.end_cruise(vcpu)? };
+                if goes_on(self, pc) {
                     self.mode = Mode::Step { goal: Goal::Leave(range), over: Over::Nothing };
                 } else {
-                    self.end_cruise(vcpu)?;
+                    let hit = self.plan.has_breakpoint(pc);
                     self.stop(if hit { StopReason::HardwareBreakpoint(Gva(pc)) } else { StopReason::Step });
                 }
             }
@@ -255,7 +273,7 @@ impl VcpuDebugger {
     }
 
     /// Whether the step ended in an exception of the guest's instead of behind its instruction.
-    fn took_exception(
+    pub(super) fn took_exception(
         &self,
         vcpu: &dyn DebugVcpu,
         flight: &Flight,
@@ -269,8 +287,8 @@ impl VcpuDebugger {
             return Ok(false);
         }
         let writes_mask = matches!(flight.insn, Some(Insn::MsrDaif { .. } | Insn::MsrDaifSet(_) | Insn::Eret));
-        if !flight.pstate.contains(Pstate::D | Pstate::A) && !writes_mask {
-            // Nothing but an exception sets these two.
+        if !flight.pstate.contains(Pstate::D) && !writes_mask {
+            // Nothing but an exception sets it.
             return Ok(true);
         }
         let elr = self.get(vcpu, Reg::ElrEl1)?;
@@ -279,7 +297,8 @@ impl VcpuDebugger {
             Some(Insn::Branch(branch)) => branch.target(flight.pc),
             _ => None,
         };
-        let returns = elr == flight.pc || elr == flight.pc.wrapping_add(4) || Some(elr) == target;
+        let returns = elr.wrapping_sub(flight.from) <= flight.pc.wrapping_add(4).wrapping_sub(flight.from);
+        let returns = returns || Some(elr) == target;
         Ok(returns || (!flight.ends.is_empty() && !flight.holds(pc)))
     }
 }
