@@ -67,15 +67,21 @@ static void run_traps(void)
         asm volatile("brk #0x123");
 }
 
-/* Each thread stays on a CPU of its own. */
-static void *syscall_thread(void *index)
+/* To a debugger of the guest a CPU is a thread: what is to be stepped line by line has to stay on one. */
+static void stay_on(uint64_t cpu)
 {
-    uint64_t cpu = (uint64_t)index;
     cpu_set_t set;
 
     CPU_ZERO(&set);
     CPU_SET(cpu, &set);
     sched_setaffinity(0, sizeof(set), &set);
+}
+
+static void *syscall_thread(void *index)
+{
+    uint64_t cpu = (uint64_t)index;
+
+    stay_on(cpu);
     for (;;) {
         pthread_barrier_wait(&barrier);
         for (uint64_t i = 0; i < syscall_rounds; i++) {
@@ -150,6 +156,7 @@ int main(void)
 {
     struct sigaction action = { .sa_sigaction = on_trap, .sa_flags = SA_SIGINFO };
 
+    stay_on(1);
     sigaction(SIGTRAP, &action, NULL);
     edge = mmap(NULL, 2 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     munmap((void *)(edge + 4096), 4096);

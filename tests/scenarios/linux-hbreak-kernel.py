@@ -1,5 +1,5 @@
 # scenario: guest=linux cpus=2 timeout=60
-"""hbreak in the kernel: each of the guest's calls hits once, on the vCPU that made it, with a backtrace to its entry."""
+"""hbreak in the kernel: each call of the guest hits once, on its vCPU, with its callers up to the system call entry."""
 
 from gdbcase import *
 from linux import *
