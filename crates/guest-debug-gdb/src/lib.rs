@@ -24,6 +24,8 @@
 //! The protocol is gdbstub's, driven by an event loop: while the guest runs the server sleeps. Nothing that a
 //! client sends can make it panic, and nothing that it fails to read can make it wait.
 
+#![forbid(unsafe_code)]
+
 #[cfg(test)]
 extern crate self as guest_debug_gdb;
 

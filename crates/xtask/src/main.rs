@@ -1,5 +1,7 @@
 //! `cargo xtask`: the commands of this repository. `cargo xtask help` lists them.
 
+#![forbid(unsafe_code)]
+
 #[allow(dead_code, reason = "in part only for demo, scenarios and bench")]
 mod assets;
 mod bench;
