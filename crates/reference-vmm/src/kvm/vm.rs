@@ -78,6 +78,11 @@ impl Vm {
         &self.control
     }
 
+    /// The vCPUs, in the order of their indices.
+    pub fn vcpus(&self) -> &[Arc<Vcpu>] {
+        &self.vcpus
+    }
+
     /// Guest memory.
     pub fn ram(&self) -> &Arc<Ram> {
         &self.ram

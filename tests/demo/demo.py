@@ -1,0 +1,281 @@
+"""The demo: gdb shows what the debugger does to a running guest, and checks each answer.
+
+Runs inside gdb. The runner passes facts through the environment: DEMO_TARGET (what `target remote` takes),
+DEMO_KERNEL and DEMO_PROGRAM (ELF files with symbols), DEMO_CPUS, DEMO_RESULTS (file for the results, as JSON) and
+DEMO_VERBOSE (whether to show more).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from typing import Callable, Iterator
+
+import gdb
+from gdbcase import PSTATE_DAIF, Failure, check, equal, reg, where
+from linux import in_interrupt
+
+STEPS = 20
+PERIOD = 0.0625  # of heartbeat.c
+# Longest that one command may take on a slow and busy machine.
+PATIENCE = 60.0
+# CNTV_CTL_EL0: the timer is on, its interrupt is not masked, and it has fired.
+TIMER_FIRED = 0b101
+
+_stops: list[gdb.StopEvent] = []
+_results: list[dict[str, object]] = []
+
+
+# ---------------------------------------------------------------- a command and its answer
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextmanager
+def patience(what: str) -> Iterator[None]:
+    """Says that something takes long, and ends it when it takes too long, as Ctrl-C would."""
+    over = threading.Event()
+
+    def watch() -> None:
+        started = time.monotonic()
+        while not over.wait(5.0):
+            seconds = time.monotonic() - started
+            if seconds > PATIENCE:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            say(f"      ... {what}: {seconds:.0f} s")
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def show(command: str) -> str:
+    """Executes a command and prints it with its answer, which is returned."""
+    say(f"(gdb) {command}")
+    with patience(command):
+        answer = gdb.execute(command, to_string=True)
+    for line in answer.strip("\n").splitlines():
+        say(line)
+    return answer
+
+
+def resume(command: str, end: str = "\n") -> gdb.StopEvent:
+    """Executes a command that lets the guest run, and prints it with gdb's report of the stop."""
+    print(f"(gdb) {command}", end=end, flush=True)
+    _stops.clear()
+    # What gdb says about a stop cannot be relied on to come as the command's answer.
+    with patience(command):
+        gdb.execute(command)
+        gdb.flush()
+    check(bool(_stops), f"the guest did not stop after {command}")
+    return _stops[0]
+
+
+def cont(expected: str) -> gdb.Breakpoint:
+    """Continues to the only breakpoint there is; answers it."""
+    event = resume("continue")
+    hit = getattr(event, "breakpoints", [])
+    check(len(hit) == 1, f"stopped in {where(reg('pc'))} instead of at the {expected}")
+    return hit[0]
+
+
+def function() -> str:
+    return where(reg("pc")).split(" ")[0]
+
+
+def clear() -> None:
+    if gdb.breakpoints():
+        show("delete")
+
+
+def value(expression: str) -> int:
+    return int(gdb.parse_and_eval(expression))
+
+
+# ---------------------------------------------------------------- what is shown
+
+def attach() -> None:
+    """the running guest's vCPUs are threads to gdb"""
+    show(f"file {os.environ['DEMO_KERNEL']}")
+    show(f"add-symbol-file {os.environ['DEMO_PROGRAM']}")
+    show(f"target remote {os.environ['DEMO_TARGET']}")
+    answer = show("info threads")
+    equal("number of vCPUs", len(re.findall(r"vCPU \d+: stopped", answer)), int(os.environ["DEMO_CPUS"]))
+
+
+def hardware_breakpoint() -> None:
+    """a hardware breakpoint stops the kernel as the guest's program writes a line"""
+    show("hbreak vfs_write")
+    hit = cont("hardware breakpoint")
+    equal("kind of breakpoint", hit.type, gdb.BP_HARDWARE_BREAKPOINT)
+    equal("function", function(), "vfs_write")
+    # vfs_write(file, buffer, count, position)
+    text = show("x/s $x1")
+    check(re.search(r'"heartbeat \d+ after \d+\.\d s\\n"', text) is not None, "the text is not the program's line")
+    show("p $x2")
+    equal("length", reg("x2"), len(re.search(r'"(.*)"', text)[1].replace("\\n", "\n")))
+
+
+def kernel_backtrace() -> None:
+    """a backtrace leads from the kernel through the system call into the program, up to main"""
+    say("# Debian's kernel comes without debug information; this script follows its frame pointers.")
+    show("source tests/demo/kernel_frames.py")
+    answer = show("backtrace")
+    frames = re.findall(r"^#\d+ .* in (\w+)", answer, re.MULTILINE)
+    expected = ("vfs_write", "ksys_write", "__arm64_sys_write", "el0t_64_sync", "write", "report", "main")
+    # All of them, in this order.
+    rest = iter(frames)
+    for name in expected:
+        check(name in rest, f"{name} is not where it should be among the frames")
+    equal("innermost", frames[0], "vfs_write")
+    equal("outermost", frames[-1], "main")
+    check("stopped" not in answer, "the backtrace was cut short")
+
+
+def steps_with_interrupt_pending() -> None:
+    """20 steps with a timer interrupt pending execute the function's own instructions"""
+    clear()
+    show("p $cpsr")
+    equal("interrupt mask", reg("cpsr") & PSTATE_DAIF, 0)
+    say("# Nothing is masked. While we wait the guest's timer fires; CNTV_CTL_EL0 = 5 means: on, and fired.")
+    show("shell sleep 1")
+    show("p $CNTV_CTL_EL0")
+    equal("CNTV_CTL_EL0", reg("CNTV_CTL_EL0"), TIMER_FIRED)
+    thread = gdb.selected_thread().num
+    for number in range(1, STEPS + 1):
+        before = reg("pc")
+        resume("stepi", end="     ")
+        if os.environ.get("DEMO_VERBOSE"):
+            show("x/i $pc")
+        pc = reg("pc")
+        check(pc != before, f"step {number} stayed where it was")
+        check(not in_interrupt(pc), f"step {number} landed in the interrupt handler, in {where(pc)}")
+        equal(f"vCPU of step {number}", gdb.selected_thread().num, thread)
+        equal(f"interrupt mask after step {number}", reg("cpsr") & PSTATE_DAIF, 0)
+
+
+def interrupt_comes_after() -> None:
+    """the interrupt comes as soon as the guest runs, right behind the last step"""
+    thread, pc = gdb.selected_thread().num, reg("pc")
+    show("p/x $pc")
+    show("hbreak *el1h_64_irq")
+    cont("interrupt vector's code")
+    while gdb.selected_thread().num != thread:
+        say("# That was the other vCPU, whose timer has fired as well.")
+        cont("interrupt vector's code")
+    equal("vCPU", gdb.selected_thread().num, thread)
+    show("p/x $ELR_EL1")
+    equal("ELR_EL1, where the interrupt came", reg("ELR_EL1"), pc)
+    clear()
+
+
+def software_breakpoint() -> None:
+    """a software breakpoint stops the guest's own program, and is invisible in its memory"""
+    show("break report")
+    hit = cont("software breakpoint")
+    equal("kind of breakpoint", hit.type, gdb.BP_BREAKPOINT)
+    equal("function", function(), "report")
+    equal("count", value("count"), value("heartbeats"))
+    answer = show("x/i $pc")
+    check("brk" not in answer, "the breakpoint's own instruction shows")
+    answer = show("backtrace")
+    check(re.search(r"#1 .* in main \(\) at .*heartbeat\.c", answer) is not None, "main is not the caller")
+
+
+def registers() -> None:
+    """registers: general, floating-point and system ones"""
+    show("info registers pc sp x0 x29 x30 cpsr")
+    equal("exception level", reg("cpsr") & 0xC, 0)
+    equal("pc", reg("pc"), value("$pc"))
+    show("p seconds")
+    show("p $d0.f")
+    equal("D0, which holds that argument", float(gdb.parse_and_eval("$d0.f")), value("count") * PERIOD)
+    show("p/x $SCTLR_EL1")
+    check(reg("SCTLR_EL1") & 1 == 1, "SCTLR_EL1.M is clear: no MMU")
+    show("p/x $VBAR_EL1")
+    equal("VBAR_EL1", where(reg("VBAR_EL1")), "vectors")
+
+
+def watchpoint() -> None:
+    """a watchpoint stops the guest where it changes a variable"""
+    clear()
+    show("watch heartbeats")
+    old = value("heartbeats")
+    event = resume("continue")
+    check(len(getattr(event, "breakpoints", [])) == 1, "this was not the watchpoint")
+    equal("kind of watchpoint", event.breakpoints[0].type, gdb.BP_HARDWARE_WATCHPOINT)
+    equal("function", function(), "beat")
+    equal("heartbeats", value("heartbeats"), old + 1)
+    clear()
+
+
+def write_memory() -> None:
+    """a variable is changed, and the program goes on with the new value"""
+    show("set var heartbeats = 1000000")
+    show("break report")
+    cont("breakpoint")
+    show("p count")
+    equal("count", value("count"), 1000000)
+    clear()
+
+
+def detach() -> None:
+    """detaching leaves the guest"""
+    show("detach")
+    equal("processes that gdb has", gdb.selected_inferior().pid, 0)
+
+
+PARTS = (
+    attach, hardware_breakpoint, kernel_backtrace, steps_with_interrupt_pending, interrupt_comes_after,
+    software_breakpoint, registers, watchpoint, write_memory, detach,
+)
+
+
+# ---------------------------------------------------------------- the frame around it
+
+def attempt(number: int, part: Callable[[], None]) -> None:
+    title = part.__doc__ or part.__name__
+    say(f"\n--- {number}. {title[0].upper()}{title[1:]}")
+    reason = None
+    try:
+        part()
+    except Failure as failure:
+        reason = str(failure)
+    except BaseException as error:  # gdb's errors, KeyboardInterrupt: whatever it was, it did not come true
+        if os.environ.get("DEMO_VERBOSE"):
+            traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        say(f"# This did not come true: {reason}")
+    _results.append({"what": title, "reason": reason})
+
+
+def main() -> None:
+    for setting in ("pagination off", "confirm off", "width 0", "height 0", "architecture aarch64", "remotetimeout 60",
+                    "tcp connect-timeout 60", "print thread-events off"):
+        gdb.execute(f"set {setting}", to_string=True)
+    gdb.events.stop.connect(lambda event: _stops.__setitem__(slice(None), [event]))
+    for number, part in enumerate(PARTS, 1):
+        attempt(number, part)
+        if part is attach and _results[-1]["reason"]:
+            break
+    # A guest that is still attached would be killed by gdb's end.
+    if gdb.selected_inferior().pid:
+        gdb.execute("delete")
+        gdb.execute("detach", to_string=True)
+    with open(os.environ["DEMO_RESULTS"], "w", encoding="utf-8") as file:
+        json.dump(_results, file)
+    gdb.execute(f"quit {int(any(result['reason'] for result in _results))}")
+
+
+main()
