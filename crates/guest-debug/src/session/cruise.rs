@@ -10,7 +10,7 @@ use super::runner::{Entry, Goal, Mode, VcpuDebugger};
 use super::step::{Flight, MASK, in_vectors};
 use super::{DebugSession, SessionError};
 use crate::arm64::insn::{self, Insn};
-use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg};
+use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg, SysReg};
 use crate::{DebugVcpu, Gva, VcpuId};
 use vm_memory::GuestAddress;
 
@@ -18,6 +18,10 @@ use vm_memory::GuestAddress;
 const PAGE: u64 = 4096;
 /// Slots that a cruise needs: the vector, and what follows an access.
 pub(super) const SLOTS: usize = 2;
+
+/// Registers that software keeps a thread's identity in; reading one is never emulated. SP_EL0 is the first.
+const THREAD_REGISTERS: [SysReg; 4] =
+    [SysReg::new(3, 0, 4, 1, 0), SysReg::TPIDR_EL0, SysReg::TPIDRRO_EL0, SysReg::TPIDR_EL1];
 
 /// Steps under way with interrupts masked throughout.
 #[derive(Debug)]
@@ -65,7 +69,11 @@ impl Cruise {
 pub(super) fn is_plain(word: u32) -> bool {
     // MSR (immediate): SPSel would move the vector (Arm ARM, C6.2 "MSR (immediate)").
     let msr_immediate = word & 0xfff8_f01f == 0xd500_401f;
-    !msr_immediate && matches!(insn::decode(word), Insn::Other | Insn::Branch(_))
+    match insn::decode(word) {
+        // How Linux finds its current task and its per-CPU data, so that kernel code is full of them.
+        Insn::SystemRegister { read: true, reg, .. } => THREAD_REGISTERS.contains(&reg),
+        insn => !msr_immediate && matches!(insn, Insn::Other | Insn::Branch(_)),
+    }
 }
 
 /// Whether an instruction goes on to the next one whatever happens: integer arithmetic, moves, NOP. Pointer
