@@ -193,6 +193,26 @@ fn a_watch_stops_before_the_access_and_is_stepped_over_once() {
 }
 
 #[test]
+fn going_on_from_a_watch_keeps_the_others_armed() {
+    let vm = Vm::new(1, &[COUNT, STR_X1_X0, branch(-8)]).start();
+    vm.set(0, Reg::X(0), RAM + 0x4000);
+    for watch in [write_watch(RAM + 0x4000, 2), write_watch(RAM + 0x4006, 2)] {
+        vm.session.insert(V0, watch).unwrap();
+    }
+    for round in 1..=3 {
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            vm.session.resume(&[]).unwrap();
+            let StopReason::Watchpoint { address, .. } = vm.stop().reason else { panic!("no watch") };
+            told.push(address.0);
+            assert_eq!(vm.get(0, Reg::X(1)), round, "both are told of one store, before it happens");
+        }
+        told.sort();
+        assert_eq!(told, [RAM + 0x4000, RAM + 0x4006]);
+    }
+}
+
+#[test]
 fn a_range_step_ends_outside_the_range() {
     let vm = Vm::new(1, &[COUNT, COUNT, COUNT, COUNT, branch(0)]).start();
     vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 12))]).unwrap();

@@ -114,8 +114,13 @@ impl DebugSession {
         let Some(event) = self.queue().pop() else { return Ok(None) };
         let pc = self.stopped(event.vcpu).ok().and_then(|vcpu| vcpu.get_u64(Reg::Pc).ok());
         if event.reason != StopReason::Interrupt {
-            let watch = matches!(event.reason, StopReason::Watchpoint { .. });
-            self.slot(event.vcpu)?.set_told(pc.map(|pc| Told { pc, watch }));
+            let slot = self.slot(event.vcpu)?;
+            let known = slot.told().filter(|told| Some(told.pc) == pc);
+            let mut watches = known.map(|told| told.watches).unwrap_or_default();
+            if let StopReason::Watchpoint { address, .. } = event.reason {
+                watches.push(address);
+            }
+            slot.set_told(pc.map(|pc| Told { pc, watches }));
         }
         Ok(Some(event))
     }
@@ -269,8 +274,7 @@ impl DebugSession {
                 self.is_at(event.vcpu, at.0) && self.software_at(event.vcpu).is_some()
             }
             StopReason::Watchpoint { kind, address } => {
-                let covers = |watch: &Watch| address.0.wrapping_sub(watch.address.0) < watch.length;
-                tables.watches.iter().any(|watch| watch.kind == kind && covers(watch))
+                tables.watches.iter().any(|watch| watch.kind == kind && watch.covers(address))
             }
             StopReason::Step | StopReason::Interrupt => false,
             StopReason::Unsupported(_) => true,
@@ -310,7 +314,7 @@ impl DebugSession {
     fn over(&self, plan: &Plan, id: VcpuId) -> Over {
         match self.slot(id).ok().and_then(|slot| slot.told()) {
             Some(told) if !self.is_at(id, told.pc) => Over::Nothing,
-            Some(told) if told.watch => Over::Watchpoint,
+            Some(told) if !told.watches.is_empty() => Over::Watches(told.watches),
             Some(told) if plan.has_breakpoint(told.pc) => Over::Breakpoint,
             _ => Over::Nothing,
         }
@@ -320,9 +324,10 @@ impl DebugSession {
     /// it stopped for something else, which is in the queue then, or when the guest was reset meanwhile.
     fn step_quietly(&self, id: VcpuId, plan: &Arc<Plan>) -> Result<bool, SessionError> {
         let slot = self.slot(id)?;
-        let over = if slot.told().is_some_and(|told| told.watch) { Over::Watchpoint } else { Over::Breakpoint };
+        let watches = slot.told().map(|told| told.watches).unwrap_or_default();
+        let over = if watches.is_empty() { Over::Breakpoint } else { Over::Watches(watches) };
         for _ in 0..PATIENCE {
-            slot.release(Order::StepQuietly(over), plan.clone());
+            slot.release(Order::StepQuietly(over.clone()), plan.clone());
             if !slot.wait_parked(QUIET_TIMEOUT) {
                 // It waits inside the hypervisor, as for CPU_OFF; that counts as executed once it has been left.
                 self.stop_all(None);

@@ -1,7 +1,7 @@
 //! The meeting point of a vCPU's thread and everybody who wants it to stop or go on.
 
 use super::table::Plan;
-use crate::{ResumeAction, VcpuState};
+use crate::{Gva, ResumeAction, VcpuState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,20 +17,25 @@ pub(super) enum Order {
     StepQuietly(Over),
 }
 
-/// What the client was told of at the instruction that is executed first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the instruction that is executed first is not to hit.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Over {
+    /// Everything counts.
     Nothing,
+    /// The client was told of the breakpoint there.
     Breakpoint,
-    Watchpoint,
+    /// The client was told of the watches at these addresses; all others count.
+    Watches(Vec<Gva>),
+    /// It triggered a watchpoint slot beside the bytes that were asked for.
+    AllWatches,
 }
 
 /// A stop that the client was told of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Told {
     pub(super) pc: u64,
-    /// It was a watchpoint's.
-    pub(super) watch: bool,
+    /// The watches that the instruction there has hit so far.
+    pub(super) watches: Vec<Gva>,
 }
 
 /// How the last order ended.
@@ -194,7 +199,7 @@ impl VcpuSlot {
     }
 
     pub(super) fn told(&self) -> Option<Told> {
-        self.lock().told
+        self.lock().told.clone()
     }
 
     pub(super) fn reset(&self) {

@@ -261,7 +261,12 @@ impl VcpuDebugger {
         let dczid = vcpu.get_u64(Reg::Sys(SysReg::DCZID_EL0)).unwrap_or(DCZID_LARGEST);
         let access = word.and_then(insn::access).map(|access| access.with_block_of(dczid));
         let far = if Syndrome(exit.syndrome).far_not_valid() { None } else { Some(exit.far) };
-        let hits = self.plan.watches.iter().filter_map(|asked| {
+        let told = match &self.mode {
+            Mode::Step { over: Over::Watches(told), .. } => told.as_slice(),
+            _ => &[],
+        };
+        let armed = self.plan.watches.iter().filter(|watch| !told.iter().any(|address| watch.covers(*address)));
+        let hits = armed.filter_map(|asked| {
             let (first, length) = (asked.address.0, asked.length);
             // Without an address, any watch of that kind may be the one.
             let at = far.unwrap_or(first);
@@ -278,7 +283,7 @@ impl VcpuDebugger {
             Mode::Free => Goal::Run,
             Mode::Step { goal, .. } => goal,
         };
-        self.mode = Mode::Step { goal, over: Over::Watchpoint };
+        self.mode = Mode::Step { goal, over: Over::AllWatches };
         Ok(())
     }
 

@@ -80,7 +80,8 @@ impl VcpuDebugger {
         if let Some(entry) = self.cruise_on(vcpu)? {
             return Ok(entry);
         }
-        let Mode::Step { over, .. } = self.mode else { return Ok(Entry::Again) };
+        let Mode::Step { over, .. } = &self.mode else { return Ok(Entry::Again) };
+        let over = over.clone();
         let pc = self.get(vcpu, Reg::Pc)?;
         if over == Over::Nothing && self.plan.has_breakpoint(pc) {
             self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
@@ -110,8 +111,10 @@ impl VcpuDebugger {
             _ => Vec::new(),
         };
         let mut hw = HwDebug::none();
-        if over != Over::Watchpoint {
-            hw.watchpoints.clone_from(&self.plan.hw.watchpoints);
+        match over {
+            Over::Nothing | Over::Breakpoint => hw.watchpoints.clone_from(&self.plan.hw.watchpoints),
+            Over::Watches(told) => hw.watchpoints = self.plan.watch_slots_but(&told),
+            Over::AllWatches => {}
         }
         let vector = self.fault_vector(vcpu, pstate)?;
         let stops = match insn {

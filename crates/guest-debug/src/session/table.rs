@@ -13,6 +13,12 @@ pub(super) struct Watch {
     pub(super) kind: WatchKind,
 }
 
+impl Watch {
+    pub(super) fn covers(&self, address: Gva) -> bool {
+        address.0.wrapping_sub(self.address.0) < self.length
+    }
+}
+
 /// What a client has inserted. Changes only while every vCPU is stopped.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
@@ -62,19 +68,23 @@ impl Tables {
         Plan { attached: true, hw, watches: self.watches.iter().copied().collect() }
     }
 
-    /// The slots of all watches; watches that need the very same slot share it.
     fn watch_slots(&self) -> Vec<WatchSlot> {
-        let mut slots = Vec::new();
-        for watch in &self.watches {
-            // A watch in the table was planned once, so planning it again can't fail.
-            for slot in watch::plan(watch.kind, watch.address.0, watch.length).unwrap_or_default() {
-                if !slots.contains(&slot) {
-                    slots.push(slot);
-                }
+        slots_of(&self.watches)
+    }
+}
+
+/// The slots of watches; watches that need the very same slot share it.
+fn slots_of<'a>(watches: impl IntoIterator<Item = &'a Watch>) -> Vec<WatchSlot> {
+    let mut slots = Vec::new();
+    for watch in watches {
+        // A watch in the table was planned once, so planning it again can't fail.
+        for slot in watch::plan(watch.kind, watch.address.0, watch.length).unwrap_or_default() {
+            if !slots.contains(&slot) {
+                slots.push(slot);
             }
         }
-        slots
     }
+    slots
 }
 
 /// What a vCPU is armed with while it runs. Immutable, so its thread needs no lock to look at it.
@@ -91,5 +101,10 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn has_breakpoint(&self, pc: u64) -> bool {
         self.hw.breakpoints.iter().any(|slot| slot.address == pc)
+    }
+
+    /// The slots of all watches that have none of `addresses`.
+    pub(super) fn watch_slots_but(&self, addresses: &[Gva]) -> Vec<WatchSlot> {
+        slots_of(self.watches.iter().filter(|watch| !addresses.iter().any(|address| watch.covers(*address))))
     }
 }
