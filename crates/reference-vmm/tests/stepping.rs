@@ -68,6 +68,29 @@ mod tests {
         });
     }
 
+    #[test]
+    fn sve_registers_are_written_and_read_back() {
+        stepping(many_nops(), |_, client| {
+            if !client.0.register_list(BOOT).unwrap().contains(&Reg::Z(3)) {
+                skipped("the CPU has no SVE");
+                return;
+            }
+            let read = |reg| client.0.read_register(BOOT, reg).unwrap();
+            // What the vCPU's longest vector has; beyond that KVM keeps zeros.
+            let lengths = read(Reg::SveVls);
+            let longest = lengths.iter().rposition(|bits| *bits != 0).unwrap();
+            let bytes = 16 * (8 * longest + 8 - lengths[longest].leading_zeros() as usize);
+            let mut z: Vec<u8> = (1..=255).chain([0]).collect();
+            z[bytes..].fill(0);
+            client.0.write_register(BOOT, Reg::Z(3), &z).unwrap();
+            assert_eq!(read(Reg::Z(3)), z);
+            assert_eq!(read(Reg::V(3)), z[..16], "V is the low part of Z");
+            client.0.write_register(BOOT, Reg::V(3), &[7; 16]).unwrap();
+            z[..16].fill(7);
+            assert_eq!(read(Reg::Z(3)), z, "and writing it leaves the rest of Z alone");
+        });
+    }
+
     guest_code!(many_nops, ".rept 10000", "nop", ".endr", "b .");
 
     #[test]
