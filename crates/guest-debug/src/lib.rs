@@ -130,11 +130,12 @@ pub mod arm64;
 pub mod kvm;
 mod ram;
 mod session;
+pub mod state;
 mod stop;
 pub mod uapi;
 mod vcpu;
 
 pub use ram::{GuestRam, RamError};
-pub use session::{BreakpointInfo, DebugSession, Entry, Removed, SessionError, VcpuDebugger, VmHost, Wait};
+pub use session::{BreakpointInfo, DebugSession, Entry, Removed, Restore, SessionError, VcpuDebugger, VmHost, Wait};
 pub use stop::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, Unsupported, VcpuId, VcpuState, WatchKind};
 pub use vcpu::{DebugCaps, DebugConfig, DebugExit, DebugVcpu, VcpuError};

@@ -31,6 +31,7 @@ impl fmt::Display for Gva {
 
 /// Which accesses a watchpoint stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum WatchKind {
     /// Stores.
     Write,

@@ -5,6 +5,7 @@ use super::software::{InsertError, Removed};
 use super::table::{Plan, Tables, Watch};
 use super::{BreakpointInfo, DebugSession, QUIET_TIMEOUT, STOP_TIMEOUT, SessionError, free};
 use crate::arm64::{Reg, watch};
+use crate::state::StopState;
 use crate::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, VcpuId};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
@@ -16,25 +17,40 @@ const PATIENCE: usize = 20;
 impl DebugSession {
     /// Gives the session to a client and stops every vCPU.
     ///
+    /// In a session that was restored the client finds the breakpoints of the client before it, and is told the stop
+    /// that one was told last, then those that it had not fetched. Of a session that was not armed until now, only
+    /// stops of vCPUs that have not moved on are told.
+    ///
     /// # Errors
     ///
-    /// [`SessionError::AlreadyAttached`], [`SessionError::Host`], [`SessionError::Stuck`]; the guest runs on then.
+    /// [`SessionError::AlreadyAttached`], [`SessionError::Host`], [`SessionError::Stuck`], [`SessionError::Frozen`],
+    /// [`SessionError::State`] and [`SessionError::Ram`] when a restored session can't be armed. The guest runs on then
+    /// as it did.
     pub fn attach(&self) -> Result<(), SessionError> {
         if self.host.get().is_none() {
             return Err(SessionError::Host);
         }
-        let mut tables = self.tables();
+        let mut tables = self.thawed()?;
         if tables.attached {
             return Err(SessionError::AlreadyAttached);
         }
-        if let Err(error) = self.halt() {
-            if !tables.held {
-                self.release_all(&tables);
-            }
+        if let Err(error) = self.freeze_vcpus().and_then(|()| self.take_over(&mut tables)) {
+            self.thaw_vcpus(&tables);
             return Err(error);
         }
+        // They stay stopped, for the client.
+        for slot in &self.vcpus {
+            slot.take_frozen();
+        }
+        let mut queue = self.queue();
+        queue.tell_again();
+        let waiting = !queue.is_empty();
+        drop(queue);
         tables.attached = true;
-        self.queue().clear();
+        tables.armed = true;
+        if waiting {
+            self.ring();
+        }
         Ok(())
     }
 
@@ -50,24 +66,24 @@ impl DebugSession {
         if !tables.attached {
             return Err(SessionError::NotAttached);
         }
-        self.halt()?;
-        tables.attached = false;
-        tables.held = false;
-        tables.hardware.clear();
-        tables.watches.clear();
+        let frozen = self.is_frozen();
+        if !frozen {
+            self.halt()?;
+        }
+        *tables = Tables::default();
         let cleared = self.software_mut().clear(&*self.ram);
         self.queue().clear();
         let _ = self.doorbell.read();
-        self.release_all(&tables);
-        Ok(cleared?)
-    }
-
-    /// Lets every vCPU run as the tables say.
-    fn release_all(&self, tables: &Tables) {
         let plan = Arc::new(tables.plan());
         for slot in &self.vcpus {
-            slot.release(free(), plan.clone());
+            slot.set_told(None);
+            if frozen {
+                slot.set_frozen(free());
+            } else {
+                slot.release(free(), plan.clone());
+            }
         }
+        Ok(cleared?)
     }
 
     /// Whether a client owns the session.
@@ -78,7 +94,8 @@ impl DebugSession {
     /// Stops every vCPU. If nothing else has stopped the VM by then, the next stop is [`StopReason::Interrupt`]
     /// of vCPU 0. Without a client nothing happens: nobody could let the guest go on.
     pub fn interrupt(&self) {
-        if !self.attached() {
+        let tables = self.tables();
+        if !tables.attached {
             return;
         }
         let mut queue = self.queue();
@@ -95,12 +112,19 @@ impl DebugSession {
         &self.doorbell
     }
 
-    /// The next stop, once every vCPU is out of guest code. `None` when there is none.
+    /// The next stop, once every vCPU is out of guest code. `None` when there is none, and while the session is frozen.
     ///
     /// # Errors
     ///
     /// [`SessionError::Stuck`]; the stop is still there for the next call.
     pub fn take_stop(&self) -> Result<Option<StopEvent>, SessionError> {
+        // Held throughout: a state that is asked for meanwhile has the stop either pending or reported.
+        let _tables = self.tables();
+        if self.is_frozen() {
+            // It rings again when the session is thawed.
+            let _ = self.doorbell.read();
+            return Ok(None);
+        }
         if self.queue().is_empty() {
             let _ = self.doorbell.read();
             // One that arrived between the look and the read rang in vain.
@@ -122,6 +146,7 @@ impl DebugSession {
             }
             slot.set_told(pc.map(|pc| Told { pc, watches }));
         }
+        self.queue().reported = pc.map(|pc| StopState { vcpu: event.vcpu.0, pc, reason: event.reason.into() });
         Ok(Some(event))
     }
 
@@ -134,9 +159,9 @@ impl DebugSession {
     /// # Errors
     ///
     /// [`SessionError::NotAttached`], [`SessionError::NotStopped`] when a vCPU still runs,
-    /// [`SessionError::NoSuchVcpu`], [`SessionError::Ram`]. Nothing runs then.
+    /// [`SessionError::NoSuchVcpu`], [`SessionError::Ram`], [`SessionError::Frozen`]. Nothing runs then.
     pub fn resume(&self, actions: &[(VcpuId, ResumeAction)]) -> Result<(), SessionError> {
-        let mut tables = self.tables();
+        let mut tables = self.thawed()?;
         if !tables.attached {
             return Err(SessionError::NotAttached);
         }
@@ -153,6 +178,7 @@ impl DebugSession {
             self.ring();
             return Ok(());
         }
+        self.queue().reported = None;
         let plan = Arc::new(tables.plan());
         let mut stepped = false;
         for (id, _) in self.slots() {
@@ -201,9 +227,9 @@ impl DebugSession {
     ///
     /// [`SessionError::NoBreakpointSlot`], [`SessionError::NoWatchpointSlot`], [`SessionError::Address`],
     /// [`SessionError::Watch`], [`SessionError::Translate`], [`SessionError::Ram`], [`SessionError::NotStopped`],
-    /// [`SessionError::NotAttached`].
+    /// [`SessionError::NotAttached`], [`SessionError::Frozen`].
     pub fn insert(&self, vcpu: VcpuId, breakpoint: Breakpoint) -> Result<(), SessionError> {
-        let mut tables = self.tables();
+        let mut tables = self.thawed()?;
         if !tables.attached {
             return Err(SessionError::NotAttached);
         }
@@ -217,8 +243,12 @@ impl DebugSession {
                 let gpa = self.translate(vcpu, address)?;
                 self.software_mut().insert(address, gpa, &*self.ram).map_err(|error| match error {
                     InsertError::Address(error) => error.into(),
-                    InsertError::Ram(error) => error.into(),
-                })
+                    InsertError::Ram(error) => SessionError::from(error),
+                })?;
+                if let Some(also_software) = tables.stand_ins.get_mut(&address) {
+                    *also_software = true;
+                }
+                Ok(())
             }
         }
     }
@@ -227,24 +257,39 @@ impl DebugSession {
     ///
     /// # Errors
     ///
-    /// [`SessionError::NoSuchBreakpoint`], [`SessionError::NotStopped`], [`SessionError::Ram`].
+    /// [`SessionError::NoSuchBreakpoint`], [`SessionError::NotStopped`], [`SessionError::Ram`], [`SessionError::Frozen`].
     pub fn remove(&self, breakpoint: Breakpoint) -> Result<Removed, SessionError> {
-        let mut tables = self.tables();
+        let mut tables = self.thawed()?;
         self.all_stopped()?;
         let (removed, address) = match breakpoint {
-            Breakpoint::Hardware(address) => (tables.hardware.remove(&address).then_some(Removed::Restored), address),
+            Breakpoint::Hardware(address) => (self.remove_hardware(&mut tables, address)?, address),
             Breakpoint::Watch { kind, address, length } => {
                 (tables.watches.remove(&Watch { address, length, kind }).then_some(Removed::Restored), address)
             }
-            Breakpoint::Software(address) => (self.software_mut().remove(address, &*self.ram)?, address),
+            Breakpoint::Software(address) => match tables.stand_ins.get_mut(&address) {
+                // It stays planted for the hardware breakpoint.
+                Some(also_software) => (std::mem::take(also_software).then_some(Removed::Restored), address),
+                None => (self.software_mut().remove(address, &*self.ram)?, address),
+            },
         };
         removed.ok_or(SessionError::NoSuchBreakpoint(address))
+    }
+
+    fn remove_hardware(&self, tables: &mut Tables, address: Gva) -> Result<Option<Removed>, SessionError> {
+        if tables.stand_ins.get(&address) == Some(&false) {
+            self.software_mut().remove(address, &*self.ram)?;
+        }
+        tables.stand_ins.remove(&address);
+        Ok(tables.hardware.remove(&address).then_some(Removed::Restored))
     }
 
     /// Everything that is inserted: hardware, watches, software, each in the order of addresses.
     pub fn breakpoints(&self) -> Vec<BreakpointInfo> {
         let tables = self.tables();
-        let hardware = tables.hardware.iter().map(|&address| (Breakpoint::Hardware(address), 1));
+        let hardware = tables.hardware.iter().map(|&address| {
+            let slots = if tables.stand_ins.contains_key(&address) { 0 } else { 1 };
+            (Breakpoint::Hardware(address), slots)
+        });
         let watches = tables.watches.iter().map(|&Watch { address, length, kind }| {
             let slots = watch::plan(kind, address.0, length).map_or(0, |slots| slots.len());
             (Breakpoint::Watch { kind, address, length }, slots)
@@ -253,7 +298,9 @@ impl DebugSession {
         let mut list: Vec<_> = registers
             .map(|(breakpoint, slots)| BreakpointInfo { breakpoint, physical: None, armed: true, slots })
             .collect();
-        list.extend(self.software().list().into_iter().map(|(name, gpa, armed)| BreakpointInfo {
+        let mut software = self.software().list();
+        software.retain(|(name, ..)| tables.stand_ins.get(name) != Some(&false));
+        list.extend(software.into_iter().map(|(name, gpa, armed)| BreakpointInfo {
             breakpoint: Breakpoint::Software(name),
             physical: Some(gpa),
             armed,
@@ -287,7 +334,7 @@ impl DebugSession {
         running.map_or(Ok(()), |(id, _)| Err(SessionError::NotStopped(id)))
     }
 
-    fn pc(&self, id: VcpuId) -> Option<u64> {
+    pub(super) fn pc(&self, id: VcpuId) -> Option<u64> {
         self.stopped(id).ok()?.get_u64(Reg::Pc).ok()
     }
 
@@ -311,7 +358,7 @@ impl DebugSession {
     }
 
     /// What the client was told of where the vCPU is.
-    fn over(&self, plan: &Plan, id: VcpuId) -> Over {
+    pub(super) fn over(&self, plan: &Plan, id: VcpuId) -> Over {
         match self.slot(id).ok().and_then(|slot| slot.told()) {
             Some(told) if !self.is_at(id, told.pc) => Over::Nothing,
             Some(told) if !told.watches.is_empty() => Over::Watches(told.watches),

@@ -53,6 +53,8 @@ struct Shared {
     parked: bool,
     closed: bool,
     order: Order,
+    /// What the vCPU was doing when the session was frozen; it goes on with that.
+    frozen: Option<Order>,
     ended: Ended,
     plan: Arc<Plan>,
     /// The stop that the client was told of, until the vCPU executes something.
@@ -84,6 +86,7 @@ impl VcpuSlot {
             parked: false,
             closed: false,
             order,
+            frozen: None,
             ended: Ended::Unfinished,
             plan: Arc::default(),
             told: None,
@@ -149,8 +152,36 @@ impl VcpuSlot {
     pub(super) fn request_stop(&self) -> bool {
         let mut shared = self.lock();
         shared.order = Order::Stay;
+        if shared.frozen.is_some() {
+            shared.frozen = Some(Order::Stay);
+        }
         self.stop.store(true, Ordering::Release);
         shared.online && !shared.parked
+    }
+
+    /// Asks for a stop after which the vCPU goes on with what it was doing. Answers whether it must be kicked for it.
+    pub(super) fn request_freeze(&self) -> bool {
+        let mut shared = self.lock();
+        let order = std::mem::replace(&mut shared.order, Order::Stay);
+        shared.frozen.get_or_insert(order);
+        self.stop.store(true, Ordering::Release);
+        shared.online && !shared.parked
+    }
+
+    /// What the vCPU goes on with. A stop that was asked for or that happened since has made it [`Order::Stay`].
+    pub(super) fn take_frozen(&self) -> Option<Order> {
+        self.lock().frozen.take()
+    }
+
+    /// Gives a frozen vCPU another order to go on with.
+    pub(super) fn set_frozen(&self, order: Order) {
+        self.lock().frozen = Some(order);
+    }
+
+    /// What the vCPU does, or goes on with once it is not frozen any more.
+    pub(super) fn order(&self) -> Order {
+        let shared = self.lock();
+        shared.frozen.clone().unwrap_or_else(|| shared.order.clone())
     }
 
     /// Waits until the thread is parked. Answers false when it is not, after `timeout`.

@@ -150,6 +150,13 @@ impl VcpuDebugger {
         false
     }
 
+    /// Ends a cruise that is cut short. An instruction of it may have gone elsewhere than was supposed.
+    pub(super) fn halt_cruise(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
+        let Some(supposed) = self.cruise.as_ref().map(|cruise| cruise.pc) else { return Ok(()) };
+        let pc = self.end_cruise(vcpu)?;
+        if pc == supposed { Ok(()) } else { self.step_done(vcpu, pc) }
+    }
+
     /// Gives the guest its own mask back, and answers where the vCPU really is.
     pub(super) fn end_cruise(&mut self, vcpu: &dyn DebugVcpu) -> Result<u64, SessionError> {
         let Some(cruise) = self.cruise.take() else { return self.get(vcpu, Reg::Pc) };

@@ -4,6 +4,7 @@ use crate::arm64::dbgreg::DbgRegError;
 use crate::arm64::exception::ExceptionError;
 use crate::arm64::translate::TranslateError;
 use crate::arm64::watch::WatchError;
+use crate::state::StateError;
 use crate::{Gva, RamError, Unsupported, VcpuError, VcpuId};
 use thiserror::Error;
 
@@ -37,6 +38,12 @@ pub enum SessionError {
     /// Only one client at a time owns the session.
     #[error("a client is attached already")]
     AlreadyAttached,
+    /// The session is frozen, so that the VM can be saved.
+    #[error("the VM is being saved; nothing may change until it goes on")]
+    Frozen,
+    /// The session can't be restored.
+    #[error("the debug session can't be restored: {0}")]
+    State(#[from] StateError),
     /// Every hardware breakpoint slot is taken.
     #[error("no hardware breakpoint slot left: all {available} are in use")]
     NoBreakpointSlot {

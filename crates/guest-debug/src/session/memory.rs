@@ -49,8 +49,10 @@ impl DebugSession {
     ///
     /// # Errors
     ///
-    /// [`SessionError::Translate`], [`SessionError::Ram`], [`SessionError::NotStopped`]; nothing was written.
+    /// [`SessionError::Translate`], [`SessionError::Ram`], [`SessionError::NotStopped`], [`SessionError::Frozen`]; nothing
+    /// was written.
     pub fn write_memory(&self, vcpu: VcpuId, address: Gva, data: &[u8]) -> Result<(), SessionError> {
+        let _tables = self.thawed()?;
         self.all_stopped()?;
         let regime = self.regime(vcpu)?;
         if (data.len() as u64).checked_sub(1).is_some_and(|last| address.0.checked_add(last).is_none()) {
@@ -96,8 +98,9 @@ impl DebugSession {
     ///
     /// # Errors
     ///
-    /// [`SessionError::Ram`], [`SessionError::NotStopped`]; nothing was written.
+    /// [`SessionError::Ram`], [`SessionError::NotStopped`], [`SessionError::Frozen`]; nothing was written.
     pub fn write_physical(&self, address: GuestAddress, data: &[u8]) -> Result<(), SessionError> {
+        let _tables = self.thawed()?;
         self.all_stopped()?;
         Ok(self.software_mut().write(address, data, &*self.ram)?)
     }
@@ -136,8 +139,9 @@ impl DebugSession {
     ///
     /// # Errors
     ///
-    /// As [`Self::read_register`]; also when the register is read-only.
+    /// As [`Self::read_register`]; also when the register is read-only. [`SessionError::Frozen`].
     pub fn write_register(&self, vcpu: VcpuId, reg: Reg, value: &[u8]) -> Result<(), SessionError> {
+        let _tables = self.thawed()?;
         self.stopped(vcpu)?.set_reg(reg, value).map_err(|source| SessionError::Vcpu { vcpu, source })
     }
 

@@ -17,19 +17,24 @@ mod cruise;
 mod error;
 mod memory;
 mod queue;
+mod restore;
 mod runner;
+mod save;
 mod software;
 mod step;
 mod table;
 
 pub use error::SessionError;
+pub use restore::Restore;
 pub use runner::{Entry, VcpuDebugger, Wait};
+pub(crate) use software::BRK;
 pub use software::Removed;
 
 use crate::{Breakpoint, DebugCaps, DebugVcpu, GuestRam, StopEvent, VcpuId, VcpuState};
 use control::{Order, Over, VcpuSlot};
 use queue::StopQueue;
 use software::SoftwareBreakpoints;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use table::Tables;
@@ -77,6 +82,9 @@ pub struct DebugSession {
     software: RwLock<SoftwareBreakpoints>,
     stops: Mutex<StopQueue>,
     doorbell: EventFd,
+    /// Every vCPU is stopped and guest memory is the guest's own. Written under the lock of `tables`; apart from them, as a
+    /// vCPU's thread that resets the VM may not wait for a client.
+    frozen: AtomicBool,
 }
 
 impl std::fmt::Debug for DebugSession {
@@ -93,22 +101,33 @@ impl DebugSession {
     ///
     /// [`SessionError::NoVcpus`], [`SessionError::NoGuestDebug`], [`SessionError::Event`].
     pub fn new(vcpus: u32, caps: DebugCaps, ram: Arc<dyn GuestRam>, hold: bool) -> Result<Arc<Self>, SessionError> {
-        if vcpus == 0 {
-            return Err(SessionError::NoVcpus);
-        }
         if !caps.guest_debug {
             return Err(SessionError::NoGuestDebug);
         }
-        let order = if hold { Order::Stay } else { free() };
+        Self::with_tables(vcpus, caps, ram, hold, Tables { held: hold, ..Tables::default() })
+    }
+
+    fn with_tables(
+        vcpus: u32,
+        caps: DebugCaps,
+        ram: Arc<dyn GuestRam>,
+        stay: bool,
+        tables: Tables,
+    ) -> Result<Arc<Self>, SessionError> {
+        if vcpus == 0 {
+            return Err(SessionError::NoVcpus);
+        }
+        let order = if stay { Order::Stay } else { free() };
         Ok(Arc::new(Self {
             caps,
             ram,
             host: OnceLock::new(),
             vcpus: (0..vcpus).map(|_| VcpuSlot::new(order.clone())).collect(),
-            tables: Mutex::new(Tables { held: hold, ..Tables::default() }),
+            tables: Mutex::new(tables),
             software: RwLock::default(),
             stops: Mutex::default(),
             doorbell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SessionError::Event)?,
+            frozen: AtomicBool::new(false),
         }))
     }
 
@@ -156,8 +175,9 @@ impl DebugSession {
     ///
     /// # Errors
     ///
-    /// [`SessionError::Ram`] when a place is no longer RAM; all others were put back.
+    /// [`SessionError::Ram`] when a place is no longer RAM; all others were put back. [`SessionError::Frozen`].
     pub fn before_reset(&self) -> Result<(), SessionError> {
+        self.unless_frozen()?;
         Ok(self.software_mut().lift_all(&*self.ram)?)
     }
 
@@ -167,8 +187,9 @@ impl DebugSession {
     ///
     /// # Errors
     ///
-    /// [`SessionError::Ram`] when memory can't be written.
+    /// [`SessionError::Ram`] when memory can't be written. [`SessionError::Frozen`].
     pub fn after_reset(&self) -> Result<(), SessionError> {
+        self.unless_frozen()?;
         for slot in &self.vcpus {
             slot.reset();
         }
@@ -231,6 +252,17 @@ impl DebugSession {
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tables, unless the session is frozen.
+    fn thawed(&self) -> Result<MutexGuard<'_, Tables>, SessionError> {
+        let tables = self.tables();
+        self.unless_frozen()?;
+        Ok(tables)
+    }
+
+    fn unless_frozen(&self) -> Result<(), SessionError> {
+        if self.is_frozen() { Err(SessionError::Frozen) } else { Ok(()) }
     }
 
     fn software(&self) -> RwLockReadGuard<'_, SoftwareBreakpoints> {

@@ -291,7 +291,8 @@ impl VcpuDebugger {
         let pc = Gva(self.get(vcpu, Reg::Pc)?);
         if imm16 == BRK_IMM && self.is_ours(vcpu, pc) {
             self.unwind(vcpu)?;
-            self.stop(StopReason::SoftwareBreakpoint(pc));
+            let stands_in = self.plan.stand_ins.contains(&pc);
+            self.stop(if stands_in { StopReason::HardwareBreakpoint(pc) } else { StopReason::SoftwareBreakpoint(pc) });
             return Ok(());
         }
         self.reflect(vcpu, exit, false)

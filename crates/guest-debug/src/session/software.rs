@@ -4,6 +4,7 @@
 //! a lookup does not grow with the number of breakpoints, and a memory access visits only the pages it touches.
 
 use crate::arm64::dbgreg::DbgRegError;
+use crate::state::SoftwareState;
 use crate::{GuestRam, Gva, RamError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use vm_memory::GuestAddress;
@@ -14,7 +15,8 @@ const LENGTH: u64 = 4;
 /// Immediate of the BRKs that the session plants. Linux does not use it (arch/arm64/include/asm/brk-imm.h), so that
 /// a BRK which the guest writes over one of ours is told from it.
 pub(super) const BRK_IMM: u16 = 0x67db;
-const BRK: [u8; 4] = (0xd420_0000 | (BRK_IMM as u32) << 5).to_le_bytes();
+/// The session's own breakpoint instruction.
+pub(crate) const BRK: [u8; 4] = (0xd420_0000 | (BRK_IMM as u32) << 5).to_le_bytes();
 
 /// What removing a breakpoint found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,10 @@ impl SoftwareBreakpoints {
             _ => {
                 let mut original = [0; 4];
                 ram.read(gpa, &mut original)?;
+                if original == BRK && self.adopt(name, gpa) {
+                    // The guest has copied the page with one of ours on it.
+                    return Ok(());
+                }
                 write_code(ram, gpa, &BRK)?;
                 let bucket = self.pages.entry(page(gpa.0)).or_default();
                 let names = bucket.remove(&gpa.0).map(|waiting| waiting.names).unwrap_or_default();
@@ -156,6 +162,32 @@ impl SoftwareBreakpoints {
             planted.armed = true;
         }
         Ok(())
+    }
+
+    /// What is saved of them, but for the names that `keep` refuses.
+    pub(super) fn state(&self, keep: impl Fn(Gva) -> bool) -> Vec<SoftwareState> {
+        let all = self.pages.values().flatten().map(|(&physical, planted)| SoftwareState {
+            physical,
+            original: planted.original,
+            names: planted.names.iter().filter(|name| keep(**name)).map(|name| name.0).collect(),
+        });
+        let mut list: Vec<_> = all.filter(|breakpoint| !breakpoint.names.is_empty()).collect();
+        list.sort_unstable_by_key(|breakpoint| breakpoint.physical);
+        list
+    }
+
+    /// The breakpoints of a checked state, none of them planted.
+    pub(super) fn from_state(list: &[SoftwareState]) -> Self {
+        let mut software = Self::default();
+        for SoftwareState { physical, original, names } in list {
+            let names: BTreeSet<Gva> = names.iter().copied().map(Gva).collect();
+            for &name in &names {
+                software.by_name.entry(name).or_default().insert(*physical);
+            }
+            let planted = Planted { original: *original, names, armed: false };
+            software.pages.entry(page(*physical)).or_default().insert(*physical, planted);
+        }
+        software
     }
 
     /// Whether a breakpoint was asked for by this address.

@@ -152,10 +152,7 @@ impl VcpuDebugger {
                 self.unwind(vcpu)?;
             }
         }
-        if self.cruise.is_some() {
-            self.end_cruise(vcpu)?;
-        }
-        Ok(())
+        self.halt_cruise(vcpu)
     }
 
     /// Forgets a step that did not execute, and gives PSTATE back.

@@ -2,8 +2,9 @@
 
 use super::SessionError;
 use crate::arm64::{BreakpointSlot, HwDebug, WatchSlot, watch};
-use crate::{DebugCaps, Gva, WatchKind};
-use std::collections::BTreeSet;
+use crate::state::GuestDebugState;
+use crate::{DebugCaps, Gva, VcpuId, WatchKind};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A watch as the client asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,10 +25,19 @@ impl Watch {
 pub(super) struct Tables {
     /// A client owns the session.
     pub(super) attached: bool,
+    /// What is set up is in force: a client is attached, or was when the session was saved.
+    pub(super) armed: bool,
+    /// A session that was restored and is not armed.
+    pub(super) restored: Option<Box<GuestDebugState>>,
     /// The VM was made to wait for a client, and none has resumed it yet.
     pub(super) held: bool,
     pub(super) hardware: BTreeSet<Gva>,
+    /// Those of them that this host has no slot for, so that software breakpoints stand in for them. True where the
+    /// client has asked for a software breakpoint as well.
+    pub(super) stand_ins: BTreeMap<Gva, bool>,
     pub(super) watches: BTreeSet<Watch>,
+    /// The vCPU that the client has selected.
+    pub(super) selected: Option<VcpuId>,
 }
 
 impl Tables {
@@ -36,7 +46,7 @@ impl Tables {
         if self.hardware.contains(&address) {
             return Ok(());
         }
-        if self.hardware.len() >= caps.hw_bps {
+        if self.hardware.len() - self.stand_ins.len() >= caps.hw_bps {
             return Err(SessionError::NoBreakpointSlot { available: caps.hw_bps });
         }
         self.hardware.insert(address);
@@ -60,12 +70,19 @@ impl Tables {
 
     /// The plan for a free-running vCPU.
     pub(super) fn plan(&self) -> Plan {
-        if !self.attached {
+        if !self.armed {
             return Plan::default();
         }
-        let breakpoints = self.hardware.iter().filter_map(|address| BreakpointSlot::new(address.0).ok()).collect();
+        let in_slots = self.hardware.iter().filter(|address| !self.stand_ins.contains_key(address));
+        let breakpoints = in_slots.filter_map(|address| BreakpointSlot::new(address.0).ok()).collect();
         let hw = HwDebug { breakpoints, watchpoints: self.watch_slots() };
-        Plan { attached: true, hw, watches: self.watches.iter().copied().collect() }
+        let stand_ins = self.stand_ins.iter().filter(|(_, also_software)| !**also_software);
+        Plan {
+            attached: true,
+            hw,
+            watches: self.watches.iter().copied().collect(),
+            stand_ins: stand_ins.map(|(address, _)| *address).collect(),
+        }
     }
 
     fn watch_slots(&self) -> Vec<WatchSlot> {
@@ -90,12 +107,14 @@ fn slots_of<'a>(watches: impl IntoIterator<Item = &'a Watch>) -> Vec<WatchSlot> 
 /// What a vCPU is armed with while it runs. Immutable, so its thread needs no lock to look at it.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// A client is attached: debug exceptions leave the guest.
+    /// The session is armed: debug exceptions leave the guest.
     pub(super) attached: bool,
     /// The debug registers.
     pub(super) hw: HwDebug,
     /// The watches behind the registers.
     pub(super) watches: Vec<Watch>,
+    /// Addresses whose software breakpoint is a hardware breakpoint to the client.
+    pub(super) stand_ins: Vec<Gva>,
 }
 
 impl Plan {

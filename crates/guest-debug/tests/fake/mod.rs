@@ -4,9 +4,10 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "test support")]
 
 use guest_debug::arm64::{Pstate, Reg, SysReg};
+use guest_debug::state::GuestDebugState;
 use guest_debug::{
-    DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, StopEvent, VcpuDebugger, VcpuError, VcpuId,
-    VcpuState, VmHost, Wait,
+    DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, Restore, StopEvent, VcpuDebugger, VcpuError,
+    VcpuId, VcpuState, VmHost, Wait,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ pub const NOP: u32 = 0xd503_201f;
 pub const WFI: u32 = 0xd503_207f;
 pub const SVC: u32 = 0xd400_0001;
 pub const ERET: u32 = 0xd69f_03e0;
+#[allow(dead_code, reason = "not every suite has BRKs of the guest's")]
 pub const BRK_7: u32 = 0xd420_00e0;
 /// MSR DAIFSet, #2
 pub const DAIFSET_I: u32 = 0xd503_42df;
@@ -81,6 +83,14 @@ impl FakeVcpu {
             register_reads: AtomicUsize::new(0),
             entries: AtomicUsize::new(0),
         }
+    }
+
+    /// A vCPU with the registers that this one has, for the other VM.
+    #[allow(dead_code, reason = "not every suite moves sessions")]
+    fn moved(&self, ram: Arc<GuestMemoryMmap>) -> Self {
+        let moved = Self::new(ram);
+        moved.state.lock().unwrap().regs = self.state.lock().unwrap().regs.clone();
+        moved
     }
 
     pub fn config(&self) -> DebugConfig {
@@ -255,7 +265,14 @@ impl Vm {
     }
 
     /// Starts the threads and attaches.
-    pub fn start(mut self) -> Self {
+    pub fn start(self) -> Self {
+        let vm = self.run();
+        vm.session.attach().unwrap();
+        vm
+    }
+
+    /// Starts the threads.
+    pub fn run(mut self) -> Self {
         for (id, vcpu) in (0..).map(VcpuId).zip(self.vcpus.clone()) {
             let debugger = self.session.vcpu_thread(id).unwrap();
             self.threads.push(std::thread::spawn(move || run(debugger, &vcpu)));
@@ -263,8 +280,22 @@ impl Vm {
         while self.session.vcpu_states().contains(&VcpuState::Offline) {
             std::thread::yield_now();
         }
-        self.session.attach().unwrap();
         self
+    }
+
+    /// A VM with the memory and registers that this one has now, and a session from `state`. Its threads do not run yet.
+    #[allow(dead_code, reason = "not every suite moves sessions")]
+    pub fn restored(&self, state: &GuestDebugState, caps: DebugCaps, restore: Restore) -> Self {
+        let ram = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), 1 << 20)]).unwrap());
+        let mut image = vec![0; 1 << 20];
+        self.ram.read_slice(&mut image, GuestAddress(RAM)).unwrap();
+        ram.write_slice(&image, GuestAddress(RAM)).unwrap();
+        let vm_ram: Arc<GuestMemoryMmap> = ram.clone();
+        let session =
+            DebugSession::from_state(state, self.vcpus.len() as u32, caps, Arc::new(vm_ram), restore).unwrap();
+        let vcpus: Vec<_> = self.vcpus.iter().map(|source| Arc::new(source.moved(ram.clone()))).collect();
+        session.set_host(Box::new(Host(vcpus.clone()))).unwrap();
+        Self { session, vcpus, ram, threads: Vec::new() }
     }
 
     pub fn get(&self, vcpu: u32, reg: Reg) -> u64 {

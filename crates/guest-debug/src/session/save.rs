@@ -1,0 +1,206 @@
+//! Saving: the session stands still, guest memory is the guest's own, and the state says what was going on.
+
+use super::control::Order;
+use super::queue::Pending;
+use super::table::Tables;
+use super::{DebugSession, STOP_TIMEOUT, SessionError};
+use crate::arm64::Reg;
+use crate::state::{
+    Architecture, GuestDebugState, STATE_VERSION, StepRange, StopState, ToldState, VcpuDebugState, VcpuMode, WatchState,
+};
+use crate::{ResumeAction, VcpuId};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl DebugSession {
+    /// Stops every vCPU and takes the session's breakpoints out of guest memory, so that the VM can be saved: registers
+    /// and memory are the guest's own until [`Self::thaw`]. A step that is under way either executes or leaves no trace,
+    /// and a range of steps halts between two instructions.
+    ///
+    /// Meanwhile clients can look at everything and change nothing. The vCPUs' threads must reach
+    /// [`super::VcpuDebugger::wait`], so a VMM that parks them elsewhere for a pause of its own does so afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Frozen`], [`SessionError::Stuck`], [`SessionError::Ram`] when an original instruction can't be put
+    /// back. The guest goes on then.
+    pub fn freeze(&self) -> Result<(), SessionError> {
+        let tables = self.thawed()?;
+        let frozen = self.freeze_vcpus().and_then(|()| {
+            self.frozen.store(true, Ordering::Release);
+            Ok(self.software_mut().lift_all(&*self.ram)?)
+        });
+        if frozen.is_err() {
+            // That the VM can't be saved says more than that a breakpoint is lost.
+            let _ = self.go_on(&tables);
+        }
+        frozen
+    }
+
+    /// Ends what [`Self::freeze`] began: breakpoints are planted again and every vCPU goes on with what it was doing. A
+    /// stop that happened meanwhile, or that was asked for, is the client's to fetch. Does nothing in a session that is
+    /// not frozen.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Ram`] when guest memory can't be written; the guest goes on all the same.
+    pub fn thaw(&self) -> Result<(), SessionError> {
+        let tables = self.tables();
+        if self.is_frozen() { self.go_on(&tables) } else { Ok(()) }
+    }
+
+    /// Whether the session is frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    /// The session's state. Save guest memory between [`Self::freeze`] and [`Self::thaw`] along with it, else it holds
+    /// breakpoint instructions.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NotStopped`] when a vCPU runs: freeze the session first. [`SessionError::Vcpu`].
+    pub fn state(&self) -> Result<GuestDebugState, SessionError> {
+        let tables = self.tables();
+        if let Some(state) = &tables.restored {
+            return Ok(GuestDebugState::clone(state));
+        }
+        self.all_stopped()?;
+        let (reported, pending, put_aside) = self.queue().all();
+        let keep = |name| tables.stand_ins.get(&name) != Some(&false);
+        Ok(GuestDebugState {
+            version: STATE_VERSION,
+            architecture: Architecture::Aarch64,
+            attached: tables.armed,
+            held: tables.held,
+            selected_vcpu: tables.selected.map(|vcpu| vcpu.0),
+            hardware: tables.hardware.iter().map(|address| address.0).collect(),
+            watches: tables
+                .watches
+                .iter()
+                .map(|watch| WatchState { address: watch.address.0, length: watch.length, kind: watch.kind })
+                .collect(),
+            software: self.software().state(keep),
+            vcpus: self
+                .vcpus
+                .iter()
+                .map(|slot| VcpuDebugState {
+                    mode: mode(slot.order()),
+                    told: slot.told().map(|told| ToldState {
+                        pc: told.pc,
+                        watches: told.watches.iter().map(|address| address.0).collect(),
+                    }),
+                })
+                .collect(),
+            reported,
+            pending: self.stop_states(pending)?,
+            put_aside: self.stop_states(put_aside)?,
+        })
+    }
+
+    /// The vCPU that the client has selected.
+    pub fn selected_vcpu(&self) -> Option<VcpuId> {
+        let tables = self.tables();
+        match &tables.restored {
+            Some(state) => state.selected_vcpu.map(VcpuId),
+            None => tables.selected,
+        }
+    }
+
+    /// Keeps what vCPU the client has selected, for the next client on whatever host.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NoSuchVcpu`], [`SessionError::NotAttached`].
+    pub fn select_vcpu(&self, vcpu: Option<VcpuId>) -> Result<(), SessionError> {
+        if let Some(vcpu) = vcpu {
+            self.slot(vcpu)?;
+        }
+        let mut tables = self.tables();
+        if !tables.attached {
+            return Err(SessionError::NotAttached);
+        }
+        tables.selected = vcpu;
+        Ok(())
+    }
+
+    fn stop_states(&self, stops: Vec<Pending>) -> Result<Vec<StopState>, SessionError> {
+        let state = |Pending { event, pc }: Pending| {
+            let read = || {
+                let pc = self.stopped(event.vcpu)?.get_u64(Reg::Pc);
+                pc.map_err(|source| SessionError::Vcpu { vcpu: event.vcpu, source })
+            };
+            let pc = pc.map_or_else(read, Ok)?;
+            Ok(StopState { vcpu: event.vcpu.0, pc, reason: event.reason.into() })
+        };
+        stops.into_iter().map(state).collect()
+    }
+
+    /// Stops every vCPU, each of which remembers what it was doing. [`Self::thaw_vcpus`] goes back, after an error too.
+    pub(super) fn freeze_vcpus(&self) -> Result<(), SessionError> {
+        for (id, slot) in self.slots() {
+            if slot.request_freeze()
+                && let Some(host) = self.host.get()
+            {
+                host.kick(id);
+            }
+        }
+        for (id, slot) in self.slots() {
+            if !slot.wait_parked(STOP_TIMEOUT) {
+                return Err(SessionError::Stuck(id));
+            }
+        }
+        if !self.queue().is_empty() {
+            // A vCPU that was resumed while another one hit missed that one's call to stop.
+            for slot in &self.vcpus {
+                slot.set_frozen(Order::Stay);
+            }
+        }
+        Ok(())
+    }
+
+    /// Every vCPU goes on with what it was doing.
+    pub(super) fn thaw_vcpus(&self, tables: &Tables) {
+        let plan = Arc::new(tables.plan());
+        for (id, slot) in self.slots() {
+            let order = match slot.take_frozen() {
+                // What it was to get over may be behind it by now.
+                Some(Order::Go { action, .. }) => Order::Go { action, over: self.over(&plan, id) },
+                Some(order) => order,
+                None => continue,
+            };
+            slot.release(order, plan.clone());
+        }
+        self.stop_if_pending();
+    }
+
+    /// A vCPU that stops while others are still to be released stops them in vain.
+    pub(super) fn stop_if_pending(&self) {
+        if !self.queue().is_empty() {
+            self.stop_all(None);
+        }
+    }
+
+    fn go_on(&self, tables: &Tables) -> Result<(), SessionError> {
+        self.frozen.store(false, Ordering::Release);
+        let planted = if tables.armed { self.software_mut().plant_all(&*self.ram) } else { Ok(()) };
+        self.thaw_vcpus(tables);
+        if !self.queue().is_empty() {
+            self.ring();
+        }
+        Ok(planted?)
+    }
+}
+
+fn mode(order: Order) -> VcpuMode {
+    match order {
+        Order::Go { action: ResumeAction::Continue, .. } => VcpuMode::Running,
+        Order::Go { action: ResumeAction::Step, .. } => VcpuMode::Stepping,
+        Order::Go { action: ResumeAction::StepRange(range), .. } => {
+            // A range that ends before it starts holds nothing, as one that ends there.
+            VcpuMode::SteppingRange(StepRange { start: range.start, end: range.end.max(range.start) })
+        }
+        // A quiet step is over before anybody can freeze the session.
+        Order::Stay | Order::Go { action: ResumeAction::Stay, .. } | Order::StepQuietly(_) => VcpuMode::Stopped,
+    }
+}

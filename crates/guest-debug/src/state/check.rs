@@ -1,0 +1,224 @@
+//! Checks of a state, field by field, and of the host that is to take it.
+
+use super::{
+    Architecture, FieldError, GuestDebugState, STATE_VERSION, SoftwareState, StateError, StopReasonState, StopState,
+    VcpuMode,
+};
+use crate::DebugCaps;
+use crate::arm64::{BreakpointSlot, WatchSlot, watch};
+use crate::session::BRK;
+
+/// The smallest granule: what is on the same page has the same address inside it, virtual and physical.
+const PAGE: u64 = 4096;
+/// Breakpoint slots that an arm64 vCPU can have, `KVM_ARM_MAX_DBG_REGS`. No session gets beyond that.
+const MAX_SLOTS: usize = 16;
+
+/// How a state fits a host that can take it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fit {
+    /// Hardware breakpoints for which there is no slot. As many become software breakpoints when the session is
+    /// armed; that fails if too few of them are on mapped pages, which only the guest's memory tells.
+    pub as_software: usize,
+    /// Watchpoint slots that are used.
+    pub watch_slots: usize,
+}
+
+/// Whether a session that is saved as `state` can be armed on a host with `caps`, so that a migration which would fail
+/// can be refused before it starts. Looks at every field as well.
+///
+/// # Errors
+///
+/// [`StateError`], as [`check`]; [`StateError::NoGuestDebug`] and [`StateError::WatchpointSlots`].
+pub fn fits(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit, StateError> {
+    check(state)?;
+    if !caps.guest_debug && (state.attached || state.held) {
+        return Err(StateError::NoGuestDebug);
+    }
+    let needed = watch_slots(state);
+    if needed > caps.hw_wps {
+        return Err(StateError::WatchpointSlots { needed, available: caps.hw_wps });
+    }
+    Ok(Fit { as_software: state.hardware.len().saturating_sub(caps.hw_bps), watch_slots: needed })
+}
+
+/// Whether `state` is one that a session can have.
+///
+/// # Errors
+///
+/// [`StateError::Version`], [`StateError::Architecture`], and [`StateError::Field`] with the path of the first field that
+/// can't be as it is.
+pub fn check(state: &GuestDebugState) -> Result<(), StateError> {
+    if !(1..=STATE_VERSION).contains(&state.version) {
+        return Err(StateError::Version { found: state.version });
+    }
+    if state.architecture != Architecture::Aarch64 {
+        return Err(StateError::Architecture { found: state.architecture, expected: Architecture::Aarch64 });
+    }
+    if state.vcpus.is_empty() {
+        return Err(field("vcpus", FieldError::Empty));
+    }
+    check_hardware(state)?;
+    check_watches(state)?;
+    ascending(&state.software, |breakpoint| breakpoint.physical, |index| format!("software[{index}].physical"))?;
+    for (index, breakpoint) in state.software.iter().enumerate() {
+        check_software(index, breakpoint)?;
+    }
+    check_vcpus(state)?;
+    check_stops(state)?;
+    if !state.attached { check_unattached(state) } else { Ok(()) }
+}
+
+fn check_hardware(state: &GuestDebugState) -> Result<(), StateError> {
+    if state.hardware.len() > MAX_SLOTS {
+        let problem = FieldError::TooMany { count: state.hardware.len(), most: MAX_SLOTS };
+        return Err(field("hardware", problem));
+    }
+    ascending(&state.hardware, |address| *address, |index| format!("hardware[{index}]"))?;
+    for (index, address) in state.hardware.iter().enumerate() {
+        BreakpointSlot::new(*address).map_err(|error| field(format!("hardware[{index}]"), error))?;
+    }
+    Ok(())
+}
+
+fn check_watches(state: &GuestDebugState) -> Result<(), StateError> {
+    let key = |watch: &super::WatchState| (watch.address, watch.length, watch.kind);
+    ascending(&state.watches, key, |index| format!("watches[{index}]"))?;
+    for (index, asked) in state.watches.iter().enumerate() {
+        watch::plan(asked.kind, asked.address, asked.length).map_err(|error| {
+            let part = match error {
+                watch::WatchError::NonCanonical { address } if address == asked.address => "address",
+                _ => "length",
+            };
+            field(format!("watches[{index}].{part}"), error)
+        })?;
+    }
+    Ok(())
+}
+
+fn check_software(index: usize, breakpoint: &SoftwareState) -> Result<(), StateError> {
+    let SoftwareState { physical, original, names } = breakpoint;
+    if let Err(error) = BreakpointSlot::new(*physical) {
+        return Err(field(format!("software[{index}].physical"), error));
+    }
+    if *original == BRK {
+        return Err(field(format!("software[{index}].original"), FieldError::OwnBreakpoint));
+    }
+    if names.is_empty() {
+        return Err(field(format!("software[{index}].names"), FieldError::Empty));
+    }
+    ascending(names, |name| *name, |at| format!("software[{index}].names[{at}]"))?;
+    match names.iter().enumerate().find(|(_, name)| *name % PAGE != physical % PAGE) {
+        Some((at, &name)) => {
+            let problem = FieldError::PageOffset { name, physical: *physical };
+            Err(field(format!("software[{index}].names[{at}]"), problem))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_vcpus(state: &GuestDebugState) -> Result<(), StateError> {
+    let because = if state.held {
+        Some("held is true")
+    } else if state.reported.is_some() {
+        Some("nothing has run since the stop in reported")
+    } else if !state.pending.is_empty() {
+        Some("stops are pending")
+    } else {
+        None
+    };
+    for (index, vcpu) in state.vcpus.iter().enumerate() {
+        if let (Some(because), true) = (because, vcpu.mode != VcpuMode::Stopped) {
+            return Err(field(format!("vcpus[{index}].mode"), FieldError::NotStopped { because }));
+        }
+        if let VcpuMode::SteppingRange(range) = vcpu.mode
+            && range.end < range.start
+        {
+            let problem = FieldError::Range { start: range.start, end: range.end };
+            return Err(field(format!("vcpus[{index}].mode.end"), problem));
+        }
+    }
+    match state.selected_vcpu {
+        Some(vcpu) => known_vcpu(state, vcpu, || "selected_vcpu".into()),
+        None => Ok(()),
+    }
+}
+
+fn check_stops(state: &GuestDebugState) -> Result<(), StateError> {
+    if let Some(stop) = &state.reported {
+        check_stop(state, stop, "reported")?;
+    }
+    for (index, stop) in state.pending.iter().enumerate() {
+        check_stop(state, stop, &format!("pending[{index}]"))?;
+    }
+    for (index, stop) in state.put_aside.iter().enumerate() {
+        let path = format!("put_aside[{index}]");
+        check_stop(state, stop, &path)?;
+        if matches!(stop.reason, StopReasonState::Step | StopReasonState::Interrupt) {
+            return Err(field(format!("{path}.reason"), FieldError::Reason));
+        }
+        let runs = |vcpu: &super::VcpuDebugState| vcpu.mode != VcpuMode::Stopped;
+        if state.vcpus.get(stop.vcpu as usize).is_some_and(runs) {
+            let problem = FieldError::NotStopped { because: "its stop is put aside" };
+            return Err(field(format!("vcpus[{}].mode", stop.vcpu), problem));
+        }
+    }
+    Ok(())
+}
+
+fn check_stop(state: &GuestDebugState, stop: &StopState, path: &str) -> Result<(), StateError> {
+    known_vcpu(state, stop.vcpu, || format!("{path}.vcpu"))?;
+    match stop.reason {
+        StopReasonState::HardwareBreakpoint(address) | StopReasonState::SoftwareBreakpoint(address)
+            if address != stop.pc =>
+        {
+            Err(field(format!("{path}.pc"), FieldError::Pc { pc: stop.pc, address }))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What only a client can have set up is not there without one.
+fn check_unattached(state: &GuestDebugState) -> Result<(), StateError> {
+    let lists = [
+        ("hardware", state.hardware.is_empty()),
+        ("watches", state.watches.is_empty()),
+        ("software", state.software.is_empty()),
+        ("reported", state.reported.is_none()),
+        ("pending", state.pending.is_empty()),
+        ("put_aside", state.put_aside.is_empty()),
+    ];
+    if let Some((name, _)) = lists.iter().find(|(_, empty)| !empty) {
+        return Err(field(*name, FieldError::NotAttached));
+    }
+    let stranded = state.vcpus.iter().position(|vcpu| vcpu.mode != VcpuMode::Running);
+    match stranded.filter(|_| !state.held) {
+        Some(index) => Err(field(format!("vcpus[{index}].mode"), FieldError::Stranded)),
+        None => Ok(()),
+    }
+}
+
+fn known_vcpu(state: &GuestDebugState, vcpu: u32, path: impl FnOnce() -> String) -> Result<(), StateError> {
+    let count = state.vcpus.len();
+    if (vcpu as usize) < count { Ok(()) } else { Err(field(path(), FieldError::Vcpu { vcpu, count })) }
+}
+
+fn ascending<T, K: Ord>(
+    list: &[T],
+    key: impl Fn(&T) -> K,
+    path: impl FnOnce(usize) -> String,
+) -> Result<(), StateError> {
+    match list.windows(2).position(|pair| matches!(pair, [one, next] if key(one) >= key(next))) {
+        Some(index) => Err(field(path(index + 1), FieldError::Order)),
+        None => Ok(()),
+    }
+}
+
+/// Slots of all watches; watches that need the very same slot share it.
+fn watch_slots(state: &GuestDebugState) -> usize {
+    let plans = state.watches.iter().filter_map(|asked| watch::plan(asked.kind, asked.address, asked.length).ok());
+    plans.flatten().collect::<std::collections::BTreeSet<WatchSlot>>().len()
+}
+
+fn field(path: impl Into<String>, problem: impl Into<FieldError>) -> StateError {
+    StateError::Field { field: path.into(), problem: problem.into() }
+}

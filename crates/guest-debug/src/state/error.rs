@@ -1,0 +1,138 @@
+//! What can be wrong with a state that comes back.
+
+use super::{Architecture, STATE_VERSION};
+use crate::arm64::dbgreg::DbgRegError;
+use crate::arm64::watch::WatchError;
+use thiserror::Error;
+
+/// Why a session can't be restored from a state.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StateError {
+    /// A newer crate wrote it.
+    #[error("version: the state has version {found}, this build reads 1 to {STATE_VERSION}")]
+    Version {
+        /// Its version.
+        found: u32,
+    },
+    /// It is another architecture's.
+    #[error("architecture: the state is of a guest on {found}, this host runs {expected}")]
+    Architecture {
+        /// The state's.
+        found: Architecture,
+        /// This host's.
+        expected: Architecture,
+    },
+    /// The VM has another number of vCPUs.
+    #[error("vcpus: the state has {found} vCPUs, the VM has {expected}")]
+    VcpuCount {
+        /// In the state.
+        found: usize,
+        /// In the VM.
+        expected: usize,
+    },
+    /// A field has a value that it can't have.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Path of the field, such as `watches[2].length`.
+        field: String,
+        /// What is wrong with it, and what would not be.
+        problem: FieldError,
+    },
+    /// The host can't debug guests.
+    #[error("the state has an attached debugger, and the host can't debug guests: KVM_CAP_SET_GUEST_DEBUG is missing")]
+    NoGuestDebug,
+    /// The watches need more slots than the host has.
+    #[error("the watches need {needed} watchpoint slots, the host has {available}")]
+    WatchpointSlots {
+        /// Slots that they need.
+        needed: usize,
+        /// Slots that the host has.
+        available: usize,
+    },
+    /// There are more hardware breakpoints than slots, and too few of them are on mapped pages, where software
+    /// breakpoints can take their place.
+    #[error("{needed} hardware breakpoints need a slot, as no vCPU maps their pages; the host has {available}")]
+    BreakpointSlots {
+        /// Slots that are needed.
+        needed: usize,
+        /// Slots that the host has.
+        available: usize,
+    },
+}
+
+/// What is wrong with one field.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FieldError {
+    /// It is not an address that a breakpoint can have.
+    #[error(transparent)]
+    Address(#[from] DbgRegError),
+    /// It is not a range that can be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// The list is not sorted, or has something twice.
+    #[error("not above the one before it; the list must ascend")]
+    Order,
+    /// The list is longer than any session's.
+    #[error("has {count} entries, {most} at most are possible")]
+    TooMany {
+        /// Its length.
+        count: usize,
+        /// The longest that there can be.
+        most: usize,
+    },
+    /// The list is empty.
+    #[error("empty; at least one is needed")]
+    Empty,
+    /// The two addresses of a breakpoint are not on the same place of their pages.
+    #[error("{name:#x} is not on the same place of its page as physical address {physical:#x}")]
+    PageOffset {
+        /// Virtual address.
+        name: u64,
+        /// Physical address.
+        physical: u64,
+    },
+    /// The original instruction is the session's own breakpoint.
+    #[error("is the debugger's own BRK; the guest's instruction is needed")]
+    OwnBreakpoint,
+    /// There is no such vCPU.
+    #[error("there is no vCPU {vcpu}, the state has {count}")]
+    Vcpu {
+        /// Its number.
+        vcpu: u32,
+        /// How many there are.
+        count: usize,
+    },
+    /// A range ends before it starts.
+    #[error("{end:#x} is below the start of the range, {start:#x}")]
+    Range {
+        /// First address.
+        start: u64,
+        /// First address behind.
+        end: u64,
+    },
+    /// The vCPU can't be doing that.
+    #[error("must be stopped, since {because}")]
+    NotStopped {
+        /// What tells that it is stopped.
+        because: &'static str,
+    },
+    /// The stop can't have been at that address.
+    #[error("{pc:#x} is not the address of the breakpoint that was hit, {address:#x}")]
+    Pc {
+        /// Where the vCPU is said to have stopped.
+        pc: u64,
+        /// The breakpoint's address.
+        address: u64,
+    },
+    /// That reason is never put aside.
+    #[error("a step's or an interrupt's stop is not put aside")]
+    Reason,
+    /// Nobody could let the vCPU go on.
+    #[error("must be running, unless attached or held is true")]
+    Stranded,
+    /// Only a client can have set that up.
+    #[error("must be empty, or attached true")]
+    NotAttached,
+}

@@ -1,0 +1,305 @@
+//! A state's fields: each way in which one can be bad, and the formats that they are written in.
+
+use guest_debug::arm64::dbgreg::DbgRegError;
+use guest_debug::arm64::watch::WatchError;
+use guest_debug::state::*;
+use guest_debug::{DebugCaps, DebugSession, Restore, SessionError, WatchKind};
+use proptest::prelude::*;
+use std::sync::Arc;
+use vm_memory::GuestMemoryMmap;
+
+const CAPS: DebugCaps = DebugCaps { guest_debug: true, hw_bps: 6, hw_wps: 4, control_flags: 0 };
+const TEXT: u64 = 0xffff_8000_8001_0000;
+
+fn stopped() -> VcpuDebugState {
+    VcpuDebugState { mode: VcpuMode::Stopped, told: None }
+}
+
+/// A state with something in every field.
+fn sample() -> GuestDebugState {
+    GuestDebugState {
+        version: 1,
+        architecture: Architecture::Aarch64,
+        attached: true,
+        held: false,
+        selected_vcpu: Some(1),
+        hardware: vec![0x40_0000, TEXT],
+        watches: vec![
+            WatchState { address: 0x1000, length: 8, kind: WatchKind::Write },
+            WatchState { address: 0x1000, length: 16, kind: WatchKind::Read },
+            WatchState { address: 0x2000, length: 4096, kind: WatchKind::Access },
+        ],
+        software: vec![
+            SoftwareState { physical: 0x8001_0010, original: [0x1f, 0x20, 0x03, 0xd5], names: vec![0x10, TEXT + 0x10] },
+            SoftwareState { physical: 0x8001_0020, original: [0; 4], names: vec![TEXT + 0x20] },
+        ],
+        vcpus: vec![
+            VcpuDebugState { told: Some(ToldState { pc: TEXT, watches: vec![0x1008] }), ..stopped() },
+            stopped(),
+        ],
+        reported: Some(StopState { vcpu: 0, pc: TEXT, reason: StopReasonState::HardwareBreakpoint(TEXT) }),
+        pending: vec![StopState {
+            vcpu: 1,
+            pc: TEXT + 0x40,
+            reason: StopReasonState::Watchpoint(WatchHit { kind: WatchKind::Read, address: 0x1008 }),
+        }],
+        put_aside: vec![StopState {
+            vcpu: 1,
+            pc: 0x8000,
+            reason: StopReasonState::Unsupported(UnsupportedState::AArch32),
+        }],
+    }
+}
+
+/// A state whose vCPUs do something: nothing has stopped the VM.
+fn running() -> GuestDebugState {
+    let range = StepRange { start: TEXT, end: TEXT + 0x40 };
+    let mode = |mode| VcpuDebugState { mode, told: None };
+    GuestDebugState {
+        reported: None,
+        pending: Vec::new(),
+        put_aside: Vec::new(),
+        vcpus: vec![
+            mode(VcpuMode::Running),
+            mode(VcpuMode::Stepping),
+            mode(VcpuMode::SteppingRange(range)),
+            mode(VcpuMode::Stopped),
+        ],
+        ..sample()
+    }
+}
+
+/// A change makes a good state bad, in this field and for this reason.
+fn bad_in(mut state: GuestDebugState, change: impl FnOnce(&mut GuestDebugState), path: &str, reason: FieldError) {
+    assert_eq!(check(&state), Ok(()), "good before");
+    change(&mut state);
+    assert_eq!(check(&state), Err(StateError::Field { field: path.into(), problem: reason }));
+}
+
+fn bad(change: impl FnOnce(&mut GuestDebugState), path: &str, reason: FieldError) {
+    bad_in(sample(), change, path, reason);
+}
+
+#[test]
+fn version() {
+    for found in [0, STATE_VERSION + 1] {
+        assert_eq!(check(&GuestDebugState { version: found, ..sample() }), Err(StateError::Version { found }));
+    }
+}
+
+#[test]
+fn architecture() {
+    let error = check(&GuestDebugState { architecture: Architecture::X86_64, ..sample() }).unwrap_err();
+    let expected = Architecture::Aarch64;
+    assert_eq!(error, StateError::Architecture { found: Architecture::X86_64, expected });
+    assert_eq!(error.to_string(), "architecture: the state is of a guest on x86_64, this host runs aarch64");
+}
+
+#[test]
+fn attached() {
+    let client = |field: &str| StateError::Field { field: field.into(), problem: FieldError::NotAttached };
+    let mut state = GuestDebugState { attached: false, ..sample() };
+    assert_eq!(check(&state), Err(client("hardware")));
+    state.hardware.clear();
+    assert_eq!(check(&state), Err(client("watches")));
+    state.watches.clear();
+    assert_eq!(check(&state), Err(client("software")));
+    state.software.clear();
+    assert_eq!(check(&state), Err(client("reported")));
+    state.reported = None;
+    assert_eq!(check(&state), Err(client("pending")));
+    state.pending.clear();
+    assert_eq!(check(&state), Err(client("put_aside")));
+    state.put_aside.clear();
+    let stranded = StateError::Field { field: "vcpus[0].mode".into(), problem: FieldError::Stranded };
+    assert_eq!(check(&state), Err(stranded));
+    state.held = true;
+    assert_eq!(check(&state), Ok(()));
+}
+
+#[test]
+fn held() {
+    let because = "held is true";
+    bad_in(running(), |state| state.held = true, "vcpus[0].mode", FieldError::NotStopped { because });
+}
+
+#[test]
+fn selected_vcpu() {
+    bad(|state| state.selected_vcpu = Some(2), "selected_vcpu", FieldError::Vcpu { vcpu: 2, count: 2 });
+}
+
+#[test]
+fn hardware() {
+    let misaligned = DbgRegError::Misaligned { address: TEXT + 2 };
+    bad(|state| state.hardware[1] += 2, "hardware[1]", misaligned.into());
+    let beyond = DbgRegError::NonCanonical { address: 1 << 60 };
+    bad(|state| state.hardware[1] = 1 << 60, "hardware[1]", beyond.into());
+    bad(|state| state.hardware.reverse(), "hardware[1]", FieldError::Order);
+    bad(|state| state.hardware[0] = TEXT, "hardware[1]", FieldError::Order);
+    let many = FieldError::TooMany { count: 17, most: 16 };
+    bad(|state| state.hardware = (0..17).map(|index| index * 4).collect(), "hardware", many);
+}
+
+#[test]
+fn watches() {
+    bad(|state| state.watches.swap(0, 1), "watches[1]", FieldError::Order);
+    let empty = WatchError::Empty { address: 0x2000 };
+    bad(|state| state.watches[2].length = 0, "watches[2].length", empty.into());
+    let wraps = WatchError::Wraps { address: 0x2000, length: u64::MAX };
+    bad(|state| state.watches[2].length = u64::MAX, "watches[2].length", wraps.into());
+    let beyond = WatchError::NonCanonical { address: 1 << 60 };
+    bad(|state| state.watches[2].address = 1 << 60, "watches[2].address", beyond.into());
+}
+
+#[test]
+fn software() {
+    bad(|state| state.software.reverse(), "software[1].physical", FieldError::Order);
+    let misaligned = DbgRegError::Misaligned { address: 0x8001_0022 };
+    bad(|state| state.software[1].physical += 2, "software[1].physical", misaligned.into());
+    let brk = (0xd420_0000_u32 | 0x67db << 5).to_le_bytes();
+    bad(|state| state.software[0].original = brk, "software[0].original", FieldError::OwnBreakpoint);
+    bad(|state| state.software[0].names.clear(), "software[0].names", FieldError::Empty);
+    bad(|state| state.software[0].names.reverse(), "software[0].names[1]", FieldError::Order);
+    let offset = FieldError::PageOffset { name: TEXT + 0x14, physical: 0x8001_0010 };
+    bad(|state| state.software[0].names[1] = TEXT + 0x14, "software[0].names[1]", offset);
+}
+
+#[test]
+fn vcpus() {
+    bad(|state| state.vcpus.clear(), "vcpus", FieldError::Empty);
+    let because = "nothing has run since the stop in reported";
+    bad(|state| state.vcpus[1].mode = VcpuMode::Running, "vcpus[1].mode", FieldError::NotStopped { because });
+    let pending = GuestDebugState { reported: None, ..sample() };
+    let because = "stops are pending";
+    bad_in(
+        pending,
+        |state| state.vcpus[1].mode = VcpuMode::Stepping,
+        "vcpus[1].mode",
+        FieldError::NotStopped { because },
+    );
+    let backwards = |state: &mut GuestDebugState| {
+        state.vcpus[2].mode = VcpuMode::SteppingRange(StepRange { start: 8, end: 4 });
+    };
+    bad_in(running(), backwards, "vcpus[2].mode.end", FieldError::Range { start: 8, end: 4 });
+}
+
+#[test]
+fn the_number_of_vcpus_is_the_vms() {
+    let ram = Arc::new(GuestMemoryMmap::<()>::new());
+    for restore in [Restore::Arm, Restore::Dormant] {
+        let error = DebugSession::from_state(&sample(), 3, CAPS, Arc::new(ram.clone()), restore).unwrap_err();
+        assert!(matches!(error, SessionError::State(StateError::VcpuCount { found: 2, expected: 3 })), "{error}");
+    }
+}
+
+#[test]
+fn stops() {
+    let nobody = || FieldError::Vcpu { vcpu: 9, count: 2 };
+    let nobodys = |stop: &mut StopState| stop.vcpu = 9;
+    bad(|state| state.reported.iter_mut().for_each(nobodys), "reported.vcpu", nobody());
+    bad(|state| state.pending.iter_mut().for_each(nobodys), "pending[0].vcpu", nobody());
+    bad(|state| state.put_aside.iter_mut().for_each(nobodys), "put_aside[0].vcpu", nobody());
+    let elsewhere = FieldError::Pc { pc: 4, address: TEXT };
+    bad(|state| state.reported.iter_mut().for_each(|stop| stop.pc = 4), "reported.pc", elsewhere);
+    let moved = |state: &mut GuestDebugState| state.pending[0].reason = StopReasonState::SoftwareBreakpoint(4);
+    bad(moved, "pending[0].pc", FieldError::Pc { pc: TEXT + 0x40, address: 4 });
+    for reason in [StopReasonState::Step, StopReasonState::Interrupt] {
+        bad(|state| state.put_aside[0].reason = reason, "put_aside[0].reason", FieldError::Reason);
+    }
+    let aside = GuestDebugState { put_aside: sample().put_aside, ..running() };
+    let because = "its stop is put aside";
+    let state = StateError::Field { field: "vcpus[1].mode".into(), problem: FieldError::NotStopped { because } };
+    assert_eq!(check(&aside), Err(state));
+}
+
+prop_compose! {
+    fn any_stop()(vcpu: u32, pc: u64, which in 0..6, address: u64) -> StopState {
+        let reason = match which {
+            0 => StopReasonState::Step,
+            1 => StopReasonState::HardwareBreakpoint(address),
+            2 => StopReasonState::SoftwareBreakpoint(address),
+            3 => StopReasonState::Watchpoint(WatchHit { kind: WatchKind::Access, address }),
+            4 => StopReasonState::Interrupt,
+            _ => StopReasonState::Unsupported(UnsupportedState::VectorCatch),
+        };
+        StopState { vcpu, pc, reason }
+    }
+}
+
+prop_compose! {
+    fn any_vcpu()(which in 0..4, start: u64, end: u64, told: Option<(u64, Vec<u64>)>) -> VcpuDebugState {
+        let mode = match which {
+            0 => VcpuMode::Running,
+            1 => VcpuMode::Stopped,
+            2 => VcpuMode::Stepping,
+            _ => VcpuMode::SteppingRange(StepRange { start, end }),
+        };
+        VcpuDebugState { mode, told: told.map(|(pc, watches)| ToldState { pc, watches }) }
+    }
+}
+
+prop_compose! {
+    /// Any state that can be written, good or bad.
+    fn any_state()(
+        (attached, held, selected_vcpu) in any::<(bool, bool, Option<u32>)>(),
+        hardware: Vec<u64>,
+        watches: Vec<(u64, u64)>,
+        software: Vec<(u64, [u8; 4], Vec<u64>)>,
+        vcpus in prop::collection::vec(any_vcpu(), 0..8),
+        reported in prop::option::of(any_stop()),
+        pending in prop::collection::vec(any_stop(), 0..4),
+        put_aside in prop::collection::vec(any_stop(), 0..4),
+    ) -> GuestDebugState {
+        let watch = |(address, length)| WatchState { address, length, kind: WatchKind::Read };
+        let planted = |(physical, original, names)| SoftwareState { physical, original, names };
+        GuestDebugState {
+            version: 1,
+            architecture: Architecture::Aarch64,
+            attached,
+            held,
+            selected_vcpu,
+            hardware,
+            watches: watches.into_iter().map(watch).collect(),
+            software: software.into_iter().map(planted).collect(),
+            vcpus,
+            reported,
+            pending,
+            put_aside,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_state_is_checked_without_panic(state in any_state()) {
+        let _ = fits(&state, &CAPS);
+        let ram = Arc::new(GuestMemoryMmap::<()>::new());
+        let _ = DebugSession::from_state(&state, 2, CAPS, Arc::new(ram), Restore::Dormant);
+    }
+}
+
+#[cfg(feature = "serde")]
+mod json {
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn round_trip(state in any_state()) {
+            let text = serde_json::to_string(&state).unwrap();
+            prop_assert_eq!(serde_json::from_str::<GuestDebugState>(&text).unwrap(), state);
+        }
+    }
+
+    /// What version 1 wrote is read for ever, and is still what is written.
+    #[test]
+    fn golden_version_1() {
+        let golden = include_str!("data/state-v1.json");
+        let states = [sample(), running()];
+        assert_eq!(serde_json::from_str::<[GuestDebugState; 2]>(golden).unwrap(), states);
+        assert_eq!(serde_json::to_string_pretty(&states).unwrap(), golden.trim_end());
+    }
+}
