@@ -14,6 +14,8 @@
 //! [`GuestDebugState::version`] instead of dropping what it does not know.
 
 mod check;
+#[cfg(feature = "envelope")]
+pub mod envelope;
 mod error;
 
 pub use check::{Fit, check, fits};
