@@ -2,6 +2,10 @@
 
 use std::fmt;
 use std::ops::Range;
+#[cfg(feature = "versionize")]
+use versionize::{VersionMap, Versionize, VersionizeError, VersionizeResult};
+#[cfg(feature = "versionize")]
+use versionize_derive::Versionize;
 
 /// Index of a vCPU, from 0, as the VMM counts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +35,7 @@ impl fmt::Display for Gva {
 
 /// Which accesses a watchpoint stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum WatchKind {
     /// Stores.

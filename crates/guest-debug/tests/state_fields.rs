@@ -303,3 +303,57 @@ mod json {
         assert_eq!(serde_json::to_string_pretty(&states).unwrap(), golden.trim_end());
     }
 }
+
+#[cfg(feature = "versionize")]
+mod versioned {
+    use super::*;
+    use versionize::{VersionMap, Versionize};
+
+    #[expect(clippy::unwrap_used, reason = "a helper of tests")]
+    fn write(state: &GuestDebugState) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        state.serialize(&mut bytes, &VersionMap::new(), 1).unwrap();
+        bytes
+    }
+
+    fn read(mut bytes: &[u8]) -> Option<GuestDebugState> {
+        GuestDebugState::deserialize(&mut bytes, &VersionMap::new(), 1).ok()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn round_trip(state in any_state()) {
+            prop_assert_eq!(read(&write(&state)), Some(state));
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes: Vec<u8>, at in 0..400_usize) {
+            let _ = read(&bytes);
+            let mut patched = write(&sample());
+            patched.iter_mut().skip(at).zip(bytes).for_each(|(old, new)| *old = new);
+            if let Some(state) = read(&patched) {
+                let _ = fits(&state, &CAPS);
+            }
+        }
+    }
+
+    /// What version 1 wrote is read for ever, and is still what is written.
+    #[test]
+    fn golden_version_1() {
+        let golden: [&[u8]; 2] =
+            [include_bytes!("data/state-v1-stopped.versionize"), include_bytes!("data/state-v1-running.versionize")];
+        for (bytes, state) in golden.into_iter().zip([sample(), running()]) {
+            assert_eq!(read(bytes), Some(state.clone()));
+            assert_eq!(write(&state), bytes);
+        }
+    }
+
+    #[test]
+    fn an_older_reader_refuses_a_newer_state() {
+        let newer = GuestDebugState { version: STATE_VERSION + 1, ..sample() };
+        let found = STATE_VERSION + 1;
+        assert_eq!(read(&write(&newer)).map(|state| check(&state)), Some(Err(StateError::Version { found })));
+    }
+}

@@ -12,6 +12,9 @@
 //! A field that is added later has a serde default, a `version(start = N)` for versionize, and raises
 //! [`STATE_VERSION`]. So a newer reader understands an older state, and an older one refuses a newer state by its
 //! [`GuestDebugState::version`] instead of dropping what it does not know.
+//!
+//! With versionize the version map's newest version must be one that this crate knows, since versionize panics at a type's
+//! unknown version. Its lists end at 10 MiB of elements in memory.
 
 mod check;
 #[cfg(feature = "envelope")]
@@ -24,12 +27,17 @@ pub use error::{FieldError, StateError};
 use crate::{StopReason, Unsupported, WatchKind};
 #[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "versionize")]
+use versionize::{VersionMap, Versionize, VersionizeError, VersionizeResult};
+#[cfg(feature = "versionize")]
+use versionize_derive::Versionize;
 
 /// Version of the state that this crate writes, and the newest that it reads.
 pub const STATE_VERSION: u32 = 1;
 
 /// A guest's architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
 pub enum Architecture {
     /// 64-bit Arm.
@@ -49,6 +57,7 @@ impl std::fmt::Display for Architecture {
 
 /// Everything that a debugger has set up in a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct GuestDebugState {
     /// [`STATE_VERSION`] of the crate that wrote it.
@@ -79,6 +88,7 @@ pub struct GuestDebugState {
 
 /// A watch, as it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct WatchState {
     /// Guest-virtual address of the first byte.
@@ -91,6 +101,7 @@ pub struct WatchState {
 
 /// A software breakpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct SoftwareState {
     /// Guest-physical address of its instruction.
@@ -103,6 +114,7 @@ pub struct SoftwareState {
 
 /// One vCPU, as the debugger sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct VcpuDebugState {
     /// What it is doing.
@@ -113,6 +125,7 @@ pub struct VcpuDebugState {
 
 /// What the client has a vCPU do. A step that had not executed yet is still to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
 pub enum VcpuMode {
     /// It runs.
@@ -127,6 +140,7 @@ pub enum VcpuMode {
 
 /// Where a range of steps goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct StepRange {
     /// First guest-virtual address inside.
@@ -137,6 +151,7 @@ pub struct StepRange {
 
 /// A stop that the client was told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct ToldState {
     /// Where the vCPU was.
@@ -147,6 +162,7 @@ pub struct ToldState {
 
 /// A vCPU's stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct StopState {
     /// The vCPU.
@@ -159,6 +175,7 @@ pub struct StopState {
 
 /// Why a vCPU stopped; see [`StopReason`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
 pub enum StopReasonState {
     /// A step, or a range of steps, is done.
@@ -177,6 +194,7 @@ pub enum StopReasonState {
 
 /// Which watch matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct WatchHit {
     /// Kind of the watch.
@@ -187,6 +205,7 @@ pub struct WatchHit {
 
 /// What the session met and can't debug; see [`Unsupported`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "versionize", derive(Versionize))]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
 pub enum UnsupportedState {
     /// AArch32 code.
