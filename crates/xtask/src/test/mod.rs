@@ -54,9 +54,11 @@ pub fn test(context: &Context, options: &TestOptions) -> Result<ExitCode> {
         });
     }
     report.command("format", cargo().args(["fmt", "--all", "--", "--check"]));
-    report
-        .command("lints", cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]));
-    report.cargo_test("tests here", cargo().args(["test", "--workspace", "--no-fail-fast"]));
+    report.command(
+        "lints",
+        cargo().args(["clippy", "--quiet", "--workspace", "--all-features", "--all-targets", "--", "-D", "warnings"]),
+    );
+    report.cargo_test("tests here", cargo().args(["test", "--workspace", "--all-features", "--no-fail-fast"]));
     report.command(
         "documentation",
         cargo().args(["doc", "--quiet", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"),
