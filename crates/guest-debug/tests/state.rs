@@ -457,3 +457,24 @@ fn the_state_does_not_fit_a_host_without_the_slots() {
     eventually(|| other.get(0, Reg::X(1)) > 10);
     assert_eq!(other.session.state().unwrap(), state);
 }
+
+#[test]
+fn a_client_that_is_faster_than_the_vcpu_threads_is_told_once() {
+    let vm = Vm::new(1, &LOOP).start();
+    vm.session.insert(V0, software(RAM)).unwrap();
+    vm.session.resume(&[]).unwrap();
+    let hit = vm.stop();
+    assert_eq!(hit.reason, StopReason::SoftwareBreakpoint(Gva(RAM)));
+    let state = save(&vm);
+    let other = vm.restored(&state, CAPS, Restore::Arm);
+    other.session.arm().unwrap();
+    other.session.attach().unwrap();
+    assert_eq!(other.stop(), hit);
+    let session = other.session.clone();
+    let resuming = std::thread::spawn(move || session.resume(&[(V0, ResumeAction::Step)]));
+    std::thread::sleep(Duration::from_millis(20));
+    let other = other.run();
+    resuming.join().unwrap().unwrap();
+    assert_eq!(other.stop().reason, StopReason::Step);
+    assert_eq!(other.pc(0), RAM + 4);
+}

@@ -375,7 +375,7 @@ impl DebugSession {
         let over = if watches.is_empty() { Over::Breakpoint } else { Over::Watches(watches) };
         for _ in 0..PATIENCE {
             slot.release(Order::StepQuietly(over.clone()), plan.clone());
-            if !slot.wait_parked(QUIET_TIMEOUT) {
+            if !slot.wait_quiet(QUIET_TIMEOUT) {
                 // It waits inside the hypervisor, as for CPU_OFF; that counts as executed once it has been left.
                 self.stop_all(None);
                 if !slot.wait_parked(STOP_TIMEOUT) {

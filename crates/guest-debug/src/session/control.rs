@@ -61,6 +61,13 @@ struct Shared {
     told: Option<Told>,
 }
 
+impl Shared {
+    /// Its thread may be in guest code.
+    fn is_inside(&self) -> bool {
+        self.online && !self.parked
+    }
+}
+
 /// Shared state of one vCPU. Its mutex is this vCPU's own: no other vCPU's thread waits for it while it runs.
 #[derive(Debug)]
 pub(super) struct VcpuSlot {
@@ -186,9 +193,18 @@ impl VcpuSlot {
 
     /// Waits until the thread is parked. Answers false when it is not, after `timeout`.
     pub(super) fn wait_parked(&self, timeout: Duration) -> bool {
+        self.wait_while(timeout, Shared::is_inside)
+    }
+
+    /// The same, for a thread that has a quiet step to make, and may not have come to [`Self::park`] for the first time yet.
+    pub(super) fn wait_quiet(&self, timeout: Duration) -> bool {
+        self.wait_while(timeout, |shared| shared.is_inside() || matches!(shared.order, Order::StepQuietly(_)))
+    }
+
+    fn wait_while(&self, timeout: Duration, condition: impl Fn(&Shared) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let mut shared = self.lock();
-        while shared.online && !shared.parked {
+        while condition(&shared) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;

@@ -34,8 +34,8 @@ use crate::{Breakpoint, DebugCaps, DebugVcpu, GuestRam, StopEvent, VcpuId, VcpuS
 use control::{Order, Over, VcpuSlot};
 use queue::StopQueue;
 use software::SoftwareBreakpoints;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use table::Tables;
 use vm_memory::GuestAddress;
@@ -85,6 +85,9 @@ pub struct DebugSession {
     /// Every vCPU is stopped and guest memory is the guest's own. Written under the lock of `tables`; apart from them, as a
     /// vCPU's thread that resets the VM may not wait for a client.
     frozen: AtomicBool,
+    /// Signalled with the lock of `tables` when `frozen` or `closed` changes.
+    thawed: Condvar,
+    closed: AtomicBool,
 }
 
 impl std::fmt::Debug for DebugSession {
@@ -128,6 +131,8 @@ impl DebugSession {
             stops: Mutex::default(),
             doorbell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SessionError::Event)?,
             frozen: AtomicBool::new(false),
+            thawed: Condvar::new(),
+            closed: AtomicBool::new(false),
         }))
     }
 
@@ -168,6 +173,9 @@ impl DebugSession {
                 host.kick(id);
             }
         }
+        let _tables = self.tables();
+        self.closed.store(true, Ordering::Release);
+        self.thawed.notify_all();
     }
 
     /// Call with all vCPUs out of guest code, before the VMM reloads memory for a reboot: original instructions

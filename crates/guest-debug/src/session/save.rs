@@ -9,8 +9,9 @@ use crate::state::{
     Architecture, GuestDebugState, STATE_VERSION, StepRange, StopState, ToldState, VcpuDebugState, VcpuMode, WatchState,
 };
 use crate::{ResumeAction, VcpuId};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 impl DebugSession {
     /// Stops every vCPU and takes the session's breakpoints out of guest memory, so that the VM can be saved: registers
@@ -52,6 +53,20 @@ impl DebugSession {
     /// Whether the session is frozen.
     pub fn is_frozen(&self) -> bool {
         self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Waits until the session is not frozen. Answers whether it is not, when the time is over or the session is closed.
+    pub fn wait_thawed(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut tables = self.tables();
+        while self.is_frozen() && !self.closed.load(Ordering::Acquire) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            tables = self.thawed.wait_timeout(tables, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        !self.is_frozen()
     }
 
     /// The session's state. Save guest memory between [`Self::freeze`] and [`Self::thaw`] along with it, else it holds
@@ -183,6 +198,7 @@ impl DebugSession {
 
     fn go_on(&self, tables: &Tables) -> Result<(), SessionError> {
         self.frozen.store(false, Ordering::Release);
+        self.thawed.notify_all();
         let planted = if tables.armed { self.software_mut().plant_all(&*self.ram) } else { Ok(()) };
         self.thaw_vcpus(tables);
         if !self.queue().is_empty() {
