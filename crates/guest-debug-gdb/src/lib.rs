@@ -46,6 +46,7 @@ mod vm_thread;
 
 pub use address::ListenAddress;
 pub use error::{AddressError, ServerError};
+pub use listener::{Listener, SocketFile, Stream};
 pub use server::{GdbServer, ServerOptions, VanishPolicy};
-pub use session_vm::SessionVm;
+pub use session_vm::{Monitor, SessionVm};
 pub use vm::{DebugVm, InsertedBreakpoint, MemoryAddress, VmError, VmEvent};

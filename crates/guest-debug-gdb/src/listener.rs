@@ -1,4 +1,7 @@
 //! Sockets to listen on, and the connections that come from them.
+//!
+//! A VMM that has other sockets can use them for those as well: a unix socket has mode 0600 before anybody can connect, a
+//! stale socket file is replaced, and a live one never.
 
 use crate::address::ListenAddress;
 use crate::error::ServerError;
@@ -11,24 +14,31 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A socket that clients connect to.
+/// A socket that clients connect to, non-blocking.
 #[derive(Debug)]
-pub(crate) enum Listener {
-    /// With the file that it removes when it goes.
+pub enum Listener {
+    /// A unix socket, with the file that it removes when it goes.
     Unix(UnixListener, SocketFile),
+    /// TCP.
     Tcp(TcpListener),
 }
 
 /// A connection to a client, non-blocking.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub enum Stream {
+    /// A unix socket's.
     Unix(UnixStream),
+    /// TCP.
     Tcp(TcpStream),
 }
 
 impl Listener {
     /// Binds. A socket file that nobody listens on is replaced, anything else at its path is left alone.
-    pub(crate) fn bind(address: &ListenAddress) -> Result<Self, ServerError> {
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::SocketInUse`], [`ServerError::NotASocket`], and whatever the system answers.
+    pub fn bind(address: &ListenAddress) -> Result<Self, ServerError> {
         match address {
             ListenAddress::Unix(path) => bind_unix(path),
             ListenAddress::Tcp(port) => {
@@ -43,7 +53,7 @@ impl Listener {
     }
 
     /// The address, with the port that was found for port 0.
-    pub(crate) fn address(&self) -> ListenAddress {
+    pub fn address(&self) -> ListenAddress {
         match self {
             Self::Unix(_, file) => ListenAddress::Unix(file.path.clone()),
             Self::Tcp(listener) => ListenAddress::Tcp(listener.local_addr().map_or(0, |address| address.port())),
@@ -51,7 +61,11 @@ impl Listener {
     }
 
     /// The next connection, if one waits.
-    pub(crate) fn accept(&self) -> io::Result<Option<Stream>> {
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps a connection that waits from being taken.
+    pub fn accept(&self) -> io::Result<Option<Stream>> {
         let stream = match self {
             Self::Unix(listener, _) => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
             Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
@@ -117,7 +131,7 @@ impl Write for Stream {
 
 /// The file of a unix socket, removed with it, unless somebody else's is there by then.
 #[derive(Debug)]
-pub(crate) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }

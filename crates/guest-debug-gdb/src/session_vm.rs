@@ -8,28 +8,73 @@ use guest_debug::{
 };
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Physical memory is read in pieces that don't cross such a boundary: RAM begins and ends on one.
 const PAGE: u64 = 4096;
 
+/// How long a client's call waits for a VM that is being saved. gdb gives an answer two seconds.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// The same for a call that the client waits for anyhow.
+const MUCH_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// `monitor` commands of a VMM, such as saving the VM.
+pub trait Monitor: Send + Sync {
+    /// Runs a command line. `Ok(None)` if it does not know the command. The answer is shown as it is.
+    ///
+    /// # Errors
+    ///
+    /// What to tell the client instead.
+    fn run(&self, vcpu: VcpuId, command: &str) -> Result<Option<String>, VmError>;
+
+    /// Name with arguments, and one line of help, of each command.
+    fn help(&self) -> Vec<(String, String)>;
+}
+
 /// A VM whose debug session is in this process.
 ///
+/// While the session is frozen, because the VM is being saved, what would change something waits for it.
+///
 /// Cheap to clone; all clones are the same VM. Keep one to tell the client when the guest has ended.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SessionVm {
     session: Arc<DebugSession>,
     /// Stop that a client left behind without having been told of it.
     left_behind: Arc<Mutex<Option<StopEvent>>>,
     /// Exit code plus one; 0 while the guest lives.
     ended: Arc<AtomicU32>,
+    monitor: Option<Arc<dyn Monitor>>,
+}
+
+impl std::fmt::Debug for SessionVm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionVm").field("session", &self.session).finish_non_exhaustive()
+    }
 }
 
 impl SessionVm {
     /// The VM of this session.
     pub fn new(session: Arc<DebugSession>) -> Self {
-        Self { session, left_behind: Arc::default(), ended: Arc::default() }
+        Self { session, left_behind: Arc::default(), ended: Arc::default(), monitor: None }
+    }
+
+    /// The same, with the VMM's own `monitor` commands.
+    #[must_use]
+    pub fn with_monitor(self, monitor: Arc<dyn Monitor>) -> Self {
+        Self { monitor: Some(monitor), ..self }
+    }
+
+    /// Makes a call, again when the session is not frozen any more.
+    fn waiting<T>(&self, patience: Duration, call: impl Fn() -> Result<T, SessionError>) -> Result<T, VmError> {
+        loop {
+            match call() {
+                Err(SessionError::Frozen) if self.session.wait_thawed(patience) => {}
+                Err(error) => return Err(translate_error(error)),
+                Ok(value) => return Ok(value),
+            }
+        }
     }
 
     /// Tells the client that the guest has ended, with the code that gdb shows. Call it before the server is
@@ -55,16 +100,17 @@ impl DebugVm for SessionVm {
     }
 
     fn attach(&self) -> Result<(), VmError> {
-        match self.session.attach() {
+        let attached = self.waiting(MUCH_PATIENCE, || match self.session.attach() {
             // The last client vanished, and the server was told to leave everything as it was.
-            Err(SessionError::AlreadyAttached) => {
-                self.session.interrupt();
-                let stop = self.session.take_stop().map_err(translate_error)?;
-                *self.left_behind() = stop;
-                Ok(())
-            }
-            result => result.map_err(translate_error),
+            Err(SessionError::AlreadyAttached) => Ok(false),
+            result => result.map(|()| true),
+        })?;
+        if !attached {
+            self.session.interrupt();
+            let stop = self.session.take_stop().map_err(translate_error)?;
+            *self.left_behind() = stop;
         }
+        Ok(())
     }
 
     fn detach(&self) -> Result<(), VmError> {
@@ -92,15 +138,15 @@ impl DebugVm for SessionVm {
     }
 
     fn resume(&self, actions: Vec<(VcpuId, ResumeAction)>) -> Result<(), VmError> {
-        self.session.resume(&actions).map_err(translate_error)
+        self.waiting(MUCH_PATIENCE, || self.session.resume(&actions))
     }
 
     fn insert(&self, vcpu: VcpuId, breakpoint: Breakpoint) -> Result<(), VmError> {
-        self.session.insert(vcpu, breakpoint).map_err(translate_error)
+        self.waiting(PATIENCE, || self.session.insert(vcpu, breakpoint))
     }
 
     fn remove(&self, _: VcpuId, breakpoint: Breakpoint) -> Result<(), VmError> {
-        if self.session.remove(breakpoint).map_err(translate_error)? == Removed::Overwritten {
+        if self.waiting(PATIENCE, || self.session.remove(breakpoint))? == Removed::Overwritten {
             log::info!("the guest has written over {breakpoint:x?}; what it wrote was left alone");
         }
         Ok(())
@@ -135,10 +181,11 @@ impl DebugVm for SessionVm {
 
     fn write_registers(&self, vcpu: VcpuId, values: Vec<(Reg, Vec<u8>)>) -> Result<(), VmError> {
         for (reg, value) in values {
-            self.session.write_register(vcpu, reg, &value).map_err(|error| match error {
-                SessionError::Vcpu { source, .. } => VmError::Register { reg, message: source.to_string() },
-                error => translate_error(error),
+            let written = self.waiting(PATIENCE, || match self.session.write_register(vcpu, reg, &value) {
+                Err(SessionError::Vcpu { source, .. }) => Ok(Err(source)),
+                result => result.map(Ok),
             })?;
+            written.map_err(|source| VmError::Register { reg, message: source.to_string() })?;
         }
         Ok(())
     }
@@ -151,15 +198,22 @@ impl DebugVm for SessionVm {
     }
 
     fn write_memory(&self, address: MemoryAddress, data: Vec<u8>) -> Result<(), VmError> {
-        let result = match address {
+        self.waiting(PATIENCE, || match address {
             MemoryAddress::Virtual(vcpu, at) => self.session.write_memory(vcpu, at, &data),
             MemoryAddress::Physical(at) => self.session.write_physical(at, &data),
-        };
-        result.map_err(translate_error)
+        })
     }
 
     fn translate(&self, vcpu: VcpuId, address: Gva) -> Result<GuestAddress, VmError> {
         self.session.translate(vcpu, address).map_err(translate_error)
+    }
+
+    fn monitor(&self, vcpu: VcpuId, command: String) -> Result<Option<String>, VmError> {
+        self.monitor.as_ref().map_or(Ok(None), |monitor| monitor.run(vcpu, &command))
+    }
+
+    fn monitor_help(&self) -> Vec<(String, String)> {
+        self.monitor.as_ref().map_or_else(Vec::new, |monitor| monitor.help())
     }
 }
 
