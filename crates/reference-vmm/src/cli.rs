@@ -1,6 +1,9 @@
 //! The command line.
 
-use crate::config::{DEFAULT_CMDLINE, DebugMode, VmConfig};
+use crate::config::{DEFAULT_CMDLINE, DebugLimits, DebugMode, VmConfig};
+use crate::migration::MigrationAddress;
+use crate::operations;
+use crate::run::{Origin, Surroundings};
 use clap::{Args, Parser, Subcommand};
 use guest_debug_gdb::ListenAddress;
 use std::path::PathBuf;
@@ -20,8 +23,47 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Boot a guest; ends with exit code 0 when the guest powers itself off.
+    /// Boot a guest; ends with exit code 0 when the guest powers itself off, or has moved elsewhere.
     Run(RunArgs),
+    /// Go on with a VM that was saved, its breakpoints armed where --gdb is given, and asleep where not.
+    Restore(RestoreArgs),
+    /// Wait for a VM that another process moves here.
+    Receive(ReceiveArgs),
+    /// Save a running VM in a new directory.
+    Snapshot(SnapshotArgs),
+    /// Move a running VM to where `receive` waits.
+    Migrate(MigrateArgs),
+    /// Say what a running VM is doing.
+    Status(ControlArgs),
+    /// End a running VM.
+    Quit(ControlArgs),
+}
+
+/// What a command comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Run a VM in this process.
+    Run(Origin, Surroundings),
+    /// Tell a VM in another process.
+    Control(PathBuf, operations::Command),
+}
+
+impl Command {
+    /// Puts the arguments together.
+    pub fn into_task(self) -> Task {
+        match self {
+            Self::Run(args) => {
+                let (config, surroundings) = args.into_parts();
+                Task::Run(Origin::Boot(config), surroundings)
+            }
+            Self::Restore(args) => Task::Run(Origin::Snapshot(args.directory), args.vm.into()),
+            Self::Receive(args) => Task::Run(Origin::Migration(args.address), args.vm.into()),
+            Self::Snapshot(args) => Task::Control(args.control.control, operations::Command::Snapshot(args.directory)),
+            Self::Migrate(args) => Task::Control(args.control.control, operations::Command::Migrate(args.address)),
+            Self::Status(args) => Task::Control(args.control, operations::Command::Status),
+            Self::Quit(args) => Task::Control(args.control, operations::Command::Quit),
+        }
+    }
 }
 
 /// Arguments of `run`.
@@ -42,31 +84,104 @@ pub struct RunArgs {
     /// Memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     memory: u64,
+    #[command(flatten)]
+    vm: VmArgs,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The snapshot
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    #[command(flatten)]
+    vm: VmArgs,
+}
+
+/// Arguments of `receive`.
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// Where to wait: unix:PATH, tcp:PORT on the loopback interface, or tcp:HOST:PORT
+    #[arg(value_name = "ADDRESS")]
+    address: MigrationAddress,
+    #[command(flatten)]
+    vm: VmArgs,
+}
+
+/// Arguments of every command that runs a VM.
+#[derive(Debug, Args)]
+pub struct VmArgs {
     /// Where gdb connects: unix:PATH, or tcp:PORT on the loopback interface
     #[arg(long, value_name = "ADDRESS")]
     gdb: Option<ListenAddress>,
     /// Execute nothing before gdb has attached and continued
     #[arg(long, requires = "gdb")]
     wait_for_gdb: bool,
+    /// Unix socket for `snapshot`, `migrate`, `status` and `quit`
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// Use at most so many of the host's hardware breakpoints
+    #[arg(long, value_name = "N")]
+    max_breakpoints: Option<usize>,
+    /// Use at most so many of the host's watchpoints
+    #[arg(long, value_name = "N")]
+    max_watchpoints: Option<usize>,
+}
+
+/// Arguments of `snapshot`.
+#[derive(Debug, Args)]
+pub struct SnapshotArgs {
+    /// The new directory, as the VM's process sees it
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    #[command(flatten)]
+    control: ControlArgs,
+}
+
+/// Arguments of `migrate`.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// Where `receive` waits: unix:PATH, tcp:PORT on the loopback interface, or tcp:HOST:PORT
+    #[arg(value_name = "ADDRESS")]
+    address: MigrationAddress,
+    #[command(flatten)]
+    control: ControlArgs,
+}
+
+/// Which VM is meant.
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// The VM's control socket
+    #[arg(long, value_name = "PATH")]
+    control: PathBuf,
 }
 
 impl RunArgs {
-    /// The VM that is to be run, and where gdb connects to it.
-    pub fn into_parts(self) -> (VmConfig, Option<ListenAddress>) {
-        let debug = match (&self.gdb, self.wait_for_gdb) {
-            (None, _) => DebugMode::Off,
-            (Some(_), false) => DebugMode::Run,
-            (Some(_), true) => DebugMode::Hold,
-        };
+    /// The VM that is to be run, and what is around it.
+    fn into_parts(self) -> (VmConfig, Surroundings) {
+        let surroundings = Surroundings::from(self.vm);
         let config = VmConfig {
             kernel: self.kernel,
             initrd: self.initrd,
             cmdline: self.cmdline,
             cpus: self.cpus,
             memory_mib: self.memory,
-            debug,
+            debug: surroundings.debug,
+            limits: surroundings.limits,
         };
-        (config, self.gdb)
+        (config, surroundings)
+    }
+}
+
+impl From<VmArgs> for Surroundings {
+    fn from(args: VmArgs) -> Self {
+        let debug = match (&args.gdb, args.wait_for_gdb) {
+            (None, _) => DebugMode::Off,
+            (Some(_), false) => DebugMode::Run,
+            (Some(_), true) => DebugMode::Hold,
+        };
+        let limits = DebugLimits { breakpoints: args.max_breakpoints, watchpoints: args.max_watchpoints };
+        Self { gdb: args.gdb, control: args.control, debug, limits }
     }
 }
 
@@ -74,36 +189,57 @@ impl RunArgs {
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<(VmConfig, Option<ListenAddress>), clap::Error> {
-        let Command::Run(args) = Cli::try_parse_from(line.split_whitespace())?.command;
-        Ok(args.into_parts())
+    fn parse(line: &str) -> Result<Task, clap::Error> {
+        Ok(Cli::try_parse_from(line.split_whitespace())?.command.into_task())
     }
 
     #[test]
     fn everything_given() {
-        let config = parse(
+        let task = parse(
             "reference-vmm run --kernel Image --initrd i.cpio --cmdline quiet --cpus 2 --memory 256 \
-             --gdb unix:/tmp/gdb --wait-for-gdb",
+             --gdb unix:/tmp/gdb --wait-for-gdb --control /tmp/c --max-breakpoints 2 --max-watchpoints 1",
         )
         .unwrap();
-        let expected = VmConfig {
+        let surroundings = Surroundings {
+            gdb: Some(ListenAddress::Unix("/tmp/gdb".into())),
+            control: Some("/tmp/c".into()),
+            debug: DebugMode::Hold,
+            limits: DebugLimits { breakpoints: Some(2), watchpoints: Some(1) },
+        };
+        let config = VmConfig {
             kernel: "Image".into(),
             initrd: Some("i.cpio".into()),
             cmdline: "quiet".to_owned(),
             cpus: 2,
             memory_mib: 256,
             debug: DebugMode::Hold,
+            limits: surroundings.limits,
         };
-        assert_eq!(config, (expected, Some(ListenAddress::Unix("/tmp/gdb".into()))));
+        assert_eq!(task, Task::Run(Origin::Boot(config), surroundings));
     }
 
     #[test]
     fn only_the_kernel_is_required() {
         let expected = VmConfig { memory_mib: 512, ..VmConfig::new("k") };
-        assert_eq!(parse("reference-vmm run --kernel k").unwrap(), (expected, None));
-        let (config, _) = parse("reference-vmm run --kernel k --gdb tcp:1234").unwrap();
-        assert_eq!(config.debug, DebugMode::Run);
+        let task = parse("reference-vmm run --kernel k").unwrap();
+        assert_eq!(task, Task::Run(Origin::Boot(expected), Surroundings::default()));
+        let task = parse("reference-vmm restore dir --gdb tcp:1234").unwrap();
+        let Task::Run(Origin::Snapshot(directory), surroundings) = task else { panic!("{task:?}") };
+        assert_eq!((directory, surroundings.debug), ("dir".into(), DebugMode::Run));
         assert!(parse("reference-vmm run").is_err());
+    }
+
+    #[test]
+    fn commands_to_running_vms() {
+        let control = |line: &str| match parse(line).unwrap() {
+            Task::Control(path, command) => (path, command.to_string()),
+            task => panic!("{task:?}"),
+        };
+        assert_eq!(control("reference-vmm snapshot d --control c"), ("c".into(), "snapshot d".to_owned()));
+        assert_eq!(control("reference-vmm migrate tcp:h:1 --control c"), ("c".into(), "migrate tcp:h:1".to_owned()));
+        assert_eq!(control("reference-vmm quit --control c"), ("c".into(), "quit".to_owned()));
+        assert!(parse("reference-vmm snapshot d").is_err());
+        assert!(parse("reference-vmm receive x").unwrap_err().to_string().contains("unix:PATH"));
     }
 
     #[test]

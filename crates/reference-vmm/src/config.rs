@@ -26,6 +26,8 @@ pub struct VmConfig {
     pub memory_mib: u64,
     /// Whether a debugger can get at it.
     pub debug: DebugMode,
+    /// How much of the host's debug hardware it uses.
+    pub limits: DebugLimits,
 }
 
 impl VmConfig {
@@ -38,6 +40,7 @@ impl VmConfig {
             cpus: 1,
             memory_mib: 128,
             debug: DebugMode::Off,
+            limits: DebugLimits::default(),
         }
     }
 
@@ -69,6 +72,16 @@ impl VmConfig {
 
 fn setting(name: &'static str, value: impl fmt::Display, acceptable: String) -> VmError {
     VmError::Setting { name, value: value.to_string(), acceptable }
+}
+
+/// Fewer debug register slots than the host has: a fleet agrees on what its least host has, so that every session can move
+/// to every host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DebugLimits {
+    /// The most hardware breakpoints.
+    pub breakpoints: Option<usize>,
+    /// The most watchpoint slots.
+    pub watchpoints: Option<usize>,
 }
 
 /// Whether a debugger can get at the VM.

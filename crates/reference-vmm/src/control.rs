@@ -7,6 +7,7 @@
 use crate::error::VmError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What ends the current run of the guest.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub enum Request {
     Reset,
     /// The user wants the VM to end.
     Quit,
+    /// The VM goes on in another process.
+    Migrated,
     /// Something failed.
     Fail(VmError),
 }
@@ -35,13 +38,16 @@ struct State {
     inside: Vec<bool>,
     paused: bool,
     ended: bool,
+    /// Requests wait: somebody stops the VM for an operation of the VMM's own.
+    deferred: bool,
     request: Option<Request>,
 }
 
 impl Control {
     /// For `vcpus` vCPUs, all of them outside the guest and the VM paused.
     pub fn new(vcpus: u32) -> Self {
-        let state = State { inside: vec![false; vcpus as usize], paused: true, ended: false, request: None };
+        let inside = vec![false; vcpus as usize];
+        let state = State { inside, paused: true, ended: false, deferred: false, request: None };
         Self { state: Mutex::new(state), changed: Condvar::new(), attention: AtomicBool::new(true) }
     }
 
@@ -77,8 +83,48 @@ impl Control {
         if matches!(state.request, None | Some(Request::Reset)) {
             state.request = Some(request);
         }
+        if !state.deferred {
+            self.pause_for_request(&mut state);
+        }
+    }
+
+    fn pause_for_request(&self, state: &mut State) {
         state.paused = true;
         self.attention.store(true, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
+    /// Waits until the VM runs, then keeps requests waiting until [`Control::end_operation`], so that a debugger can bring
+    /// the vCPUs to a halt: it can't while they wait for the end of the VMM's pause. One operation at a time. Answers false
+    /// where the VM has ended, or does not run before the time is over.
+    pub fn begin_operation(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.lock();
+        while state.deferred || state.paused || state.request.is_some() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.ended || left.is_zero() {
+                return false;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.deferred = !state.ended;
+        state.deferred
+    }
+
+    /// Whether a request came up since [`Control::begin_operation`].
+    pub fn has_request(&self) -> bool {
+        self.lock().request.is_some()
+    }
+
+    /// Ends what [`Control::begin_operation`] began, and the pause too unless a request waits.
+    pub fn end_operation(&self) {
+        let mut state = self.lock();
+        state.deferred = false;
+        if state.request.is_some() {
+            self.pause_for_request(&mut state);
+        }
+        drop(state);
+        self.resume();
         self.changed.notify_all();
     }
 
@@ -86,7 +132,9 @@ impl Control {
     pub fn wait_request(&self) -> Request {
         let mut state = self.lock();
         loop {
-            if let Some(request) = state.request.take() {
+            if !state.deferred
+                && let Some(request) = state.request.take()
+            {
                 return request;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -178,6 +226,32 @@ mod tests {
         control.request(Request::Reset);
         control.request(Request::PowerOff);
         assert!(matches!(control.wait_request(), Request::Fail(VmError::GuestCrash)));
+    }
+
+    #[test]
+    fn a_request_waits_for_the_end_of_an_operation() {
+        let control = Control::new(1);
+        control.resume();
+        assert!(control.begin_operation(Duration::ZERO));
+        assert!(!control.begin_operation(Duration::ZERO), "one at a time");
+        control.request(Request::Reset);
+        assert!(!control.needs_attention(), "the vCPUs can still be stopped by the debugger");
+        assert!(control.has_request());
+        control.pause(|| {});
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| control.wait_request());
+            thread::sleep(Duration::from_millis(20));
+            assert!(!waiting.is_finished());
+            control.end_operation();
+            assert!(matches!(waiting.join().unwrap(), Request::Reset));
+        });
+        assert!(control.needs_attention(), "the VM stays paused for the request");
+        assert!(!control.begin_operation(Duration::ZERO), "the reset comes first");
+        control.resume();
+        assert!(control.begin_operation(Duration::ZERO));
+        control.end_operation();
+        control.end();
+        assert!(!control.begin_operation(Duration::from_secs(60)));
     }
 
     #[test]

@@ -95,6 +95,36 @@ pub enum VmError {
     /// A signal ended the VMM.
     #[error("ended by signal {0}")]
     Signal(i32),
+    /// A field of a saved or received VM has a value that can't be used.
+    #[error("the VM's state: {field} is {value}; it can be {acceptable}")]
+    State {
+        /// The field, as in the file.
+        field: String,
+        /// Its value.
+        value: String,
+        /// What would have been acceptable.
+        acceptable: String,
+    },
+    /// A snapshot can't be written or read.
+    #[error("snapshot {path}: {reason}", path = path.display())]
+    Snapshot {
+        /// Its directory, or the file in it.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The guest reset itself, and the files to boot are not here.
+    #[error("the guest wants to boot again, which it can't here: {0}")]
+    NoPayload(String),
+    /// A migration failed. The guest is where the text says.
+    #[error("migration: {0}")]
+    Migration(String),
+    /// The control socket can't be used, or the VM behind it answers an error.
+    #[error("{0}")]
+    Control(String),
+    /// The VM does something else, or has ended.
+    #[error("the VM can't do that now: {0}")]
+    Busy(&'static str),
     /// The debug session or its server failed.
     #[error("debugger: {0}")]
     Debug(String),

@@ -1,9 +1,7 @@
 //! The gdb server's thread.
 
 use crate::error::VmError;
-use guest_debug::DebugSession;
 use guest_debug_gdb::{GdbServer, ListenAddress, SessionVm};
-use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -15,16 +13,24 @@ pub struct Server {
     thread: JoinHandle<()>,
 }
 
+/// Opens the address; clients that connect from now on are served once the server is started.
+///
+/// # Errors
+///
+/// [`VmError::Debug`] when the address can't be had.
+pub fn bind(address: &ListenAddress) -> Result<GdbServer, VmError> {
+    let server = GdbServer::bind(address).map_err(|error| VmError::Debug(error.to_string()))?;
+    log::info!("gdb server on {}", server.local_address());
+    Ok(server)
+}
+
 impl Server {
-    /// Opens the address and serves clients from now on.
+    /// Serves clients from now on.
     ///
     /// # Errors
     ///
-    /// [`VmError::Debug`] when the address can't be had, [`VmError::Os`] for lack of a thread or a descriptor.
-    pub fn start(address: &ListenAddress, session: Arc<DebugSession>) -> Result<Self, VmError> {
-        let server = GdbServer::bind(address).map_err(|error| VmError::Debug(error.to_string()))?;
-        log::info!("gdb server on {}", server.local_address());
-        let vm = SessionVm::new(session);
+    /// [`VmError::Os`] for lack of a thread or a descriptor.
+    pub fn start(server: GdbServer, vm: SessionVm) -> Result<Self, VmError> {
         let shutdown = EventFd::new(EFD_NONBLOCK).map_err(VmError::io("eventfd"))?;
         let (served, end) = (vm.clone(), shutdown.try_clone().map_err(VmError::io("dup"))?);
         let body = move || {
@@ -36,9 +42,11 @@ impl Server {
         Ok(Self { vm, shutdown, thread })
     }
 
-    /// Tells the client that the guest has ended with `code`, and ends the server.
-    pub fn finish(self, code: u8) {
-        self.vm.report_end(code);
+    /// Tells the client that the guest has ended, with a code, if it has; and ends the server.
+    pub fn finish(self, code: Option<u8>) {
+        if let Some(code) = code {
+            self.vm.report_end(code);
+        }
         if let Err(error) = self.shutdown.write(1) {
             return log::error!("the gdb server can't be told to end: {error}");
         }

@@ -9,6 +9,8 @@
 //! * [`serial`], [`mmio`], [`console`]: the devices.
 //! * [`control`], [`kick`], [`signals`]: who may run guest code, and how a vCPU is got out of it.
 //! * [`gdb`]: the gdb server's thread.
+//! * [`state`], [`snapshot`], [`migration`]: a VM as data, in a directory and on its way to another process.
+//! * [`operations`], [`control_socket`]: what can be asked of a running VM.
 //! * `kvm`: the VM itself. The only arm64 code; everything else compiles and is tested on every host.
 
 pub mod boot;
@@ -16,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod control_socket;
 pub mod error;
 pub mod fdt;
 pub mod gdb;
@@ -25,7 +28,11 @@ pub mod kick;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
+pub mod migration;
 pub mod mmio;
+pub mod operations;
 pub mod run;
 pub mod serial;
 pub mod signals;
+pub mod snapshot;
+pub mod state;

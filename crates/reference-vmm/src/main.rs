@@ -1,17 +1,23 @@
 //! `reference-vmm`, see `--help`.
 
 use clap::Parser;
-use reference_vmm::cli::{Cli, Command};
-use reference_vmm::run;
+use reference_vmm::cli::{Cli, Task};
+use reference_vmm::{control_socket, run};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Cli { verbose, command: Command::Run(args) } = Cli::parse();
+    let Cli { verbose, command } = Cli::parse();
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(if verbose { log::LevelFilter::Debug } else { log::LevelFilter::Info });
     }
-    let (config, gdb) = args.into_parts();
-    match run::run(&config, gdb.as_ref()) {
+    let result = match command.into_task() {
+        Task::Run(origin, surroundings) => run::run(&origin, &surroundings),
+        Task::Control(socket, command) => {
+            let sent = control_socket::send(&socket, &command, &mut |line| eprintln!("{line}"));
+            sent.map(|done| println!("{done}"))
+        }
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("reference-vmm: {error}");

@@ -1,24 +1,63 @@
-//! `reference-vmm run`.
+//! A VM in this process, with what is around it: console, gdb server, control socket.
 
-use crate::config::VmConfig;
+use crate::config::{DebugLimits, DebugMode, VmConfig};
 use crate::error::VmError;
+use crate::migration::MigrationAddress;
 use guest_debug_gdb::ListenAddress;
+use std::path::PathBuf;
 
-/// Runs a guest with stdin and stdout as its console, until it powers itself off.
+/// Where a VM comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is booted.
+    Boot(VmConfig),
+    /// It was saved in this directory.
+    Snapshot(PathBuf),
+    /// Another process sends it to this address.
+    Migration(MigrationAddress),
+}
+
+/// What is around a VM.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Where gdb connects.
+    pub gdb: Option<ListenAddress>,
+    /// Path of the control socket.
+    pub control: Option<PathBuf>,
+    /// Whether a debugger can get at it.
+    pub debug: DebugMode,
+    /// How much of the host's debug hardware it uses.
+    pub limits: DebugLimits,
+}
+
+/// Runs a guest with stdin and stdout as its console, until it powers itself off or has moved elsewhere.
 ///
 /// # Errors
 ///
-/// Whatever keeps the VM from starting, or ends it other than by the guest's power-off.
+/// Whatever keeps the VM from starting, or ends it otherwise.
 #[cfg(target_arch = "aarch64")]
-pub fn run(config: &VmConfig, gdb: Option<&ListenAddress>) -> Result<(), VmError> {
+pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> {
     use crate::console::{self, RawMode};
-    let vm = crate::kvm::Vm::new(config, Box::new(std::io::stdout()))?;
+    use crate::control_socket::ControlSocket;
+    use crate::operations::MonitorCommands;
+    use guest_debug_gdb::SessionVm;
+    use std::sync::Arc;
+    // First, so that an address that can't be had ends it before anything has happened to a guest.
+    let server = surroundings.gdb.as_ref().map(crate::gdb::bind).transpose()?;
+    let control = surroundings.control.as_deref().map(ControlSocket::bind).transpose()?;
+    let vm = Arc::new(make(origin, surroundings)?);
     // Before any other thread is started, they inherit the signal mask.
     crate::signals::watch(vm.control().clone())?;
-    let server = match (gdb, vm.session()) {
-        (Some(address), Some(session)) => Some(crate::gdb::Server::start(address, session.clone())?),
+    let server = match (server, vm.session()) {
+        (Some(server), Some(session)) => {
+            let served = SessionVm::new(session.clone()).with_monitor(Arc::new(MonitorCommands(vm.clone())));
+            Some(crate::gdb::Server::start(server, served)?)
+        }
         _ => None,
     };
+    if let Some(control) = control {
+        control.serve(vm.clone())?;
+    }
     let raw_mode = RawMode::enter();
     if raw_mode.is_some() {
         log::info!("Ctrl-A x ends the VM");
@@ -27,20 +66,52 @@ pub fn run(config: &VmConfig, gdb: Option<&ListenAddress>) -> Result<(), VmError
     console::forward(input, vm.serial().clone(), vm.control().clone(), raw_mode.is_some());
     let result = vm.run();
     if let Some(server) = server {
-        server.finish(u8::from(result.is_err()));
+        // A client of a VM that has moved must not believe that the guest ended.
+        server.finish(if vm.has_moved() { None } else { Some(u8::from(result.is_err())) });
     }
     result
+}
+
+#[cfg(target_arch = "aarch64")]
+fn make(origin: &Origin, surroundings: &Surroundings) -> Result<crate::kvm::Vm, VmError> {
+    use crate::kvm::{Machine, Receiver, Vm};
+    use crate::migration::{self, MigrationListener};
+    use crate::snapshot::Snapshot;
+    use std::sync::Mutex;
+    let output = Box::new(std::io::stdout());
+    let Surroundings { debug, limits, .. } = surroundings;
+    match origin {
+        Origin::Boot(config) => Vm::new(config, output),
+        Origin::Snapshot(directory) => {
+            let snapshot = Snapshot::open(directory)?;
+            let machine = Machine::like(&snapshot.state.machine, output)?;
+            snapshot.load_memory(machine.ram())?;
+            Vm::restored(machine, &snapshot.state, *debug, limits)
+        }
+        Origin::Migration(address) => {
+            let listener = MigrationListener::bind(address)?;
+            log::info!("waiting for a VM at {}", listener.address());
+            let receiver = Receiver { output: Mutex::new(Some(output)), debug: *debug, limits: *limits };
+            migration::receive(&receiver, &listener.accept()?, &mut |line| log::info!("{line}"))
+        }
+    }
 }
 
 /// Checks the settings and the files, and says that guests need an arm64 host.
 ///
 /// # Errors
 ///
-/// Always: what is wrong with `config`, or else [`VmError::UnsupportedHost`].
+/// Always: what is wrong with them, or else [`VmError::UnsupportedHost`].
 #[cfg(not(target_arch = "aarch64"))]
-pub fn run(config: &VmConfig, _gdb: Option<&ListenAddress>) -> Result<(), VmError> {
-    config.check()?;
-    crate::boot::Payload::open(config)?;
+pub fn run(origin: &Origin, _: &Surroundings) -> Result<(), VmError> {
+    match origin {
+        Origin::Boot(config) => {
+            config.check()?;
+            crate::boot::Payload::open(config)?;
+        }
+        Origin::Snapshot(directory) => drop(crate::snapshot::Snapshot::open(directory)?),
+        Origin::Migration(_) => {}
+    }
     Err(VmError::UnsupportedHost(std::env::consts::ARCH))
 }
 
@@ -50,14 +121,16 @@ mod tests {
 
     #[test]
     fn other_hosts_are_refused_by_name() {
+        let boot = |config| run(&Origin::Boot(config), &Surroundings::default()).unwrap_err();
         let config = VmConfig::new(std::env::current_exe().unwrap());
-        let error = run(&VmConfig { cpus: 0, ..config }, None).unwrap_err();
+        let error = boot(VmConfig { cpus: 0, ..config });
         assert!(matches!(error, VmError::Setting { name: "--cpus", .. }), "{error}");
-        let config = VmConfig::new("/dev/null");
-        assert!(run(&config, None).unwrap_err().to_string().starts_with("/dev/null: size is 0x0"));
+        assert!(boot(VmConfig::new("/dev/null")).to_string().starts_with("/dev/null: size is 0x0"));
         let file = vmm_sys_util::tempfile::TempFile::new().unwrap();
         std::io::Write::write_all(&mut file.as_file(), b"x").unwrap();
-        let error = run(&VmConfig::new(file.as_path()), None).unwrap_err().to_string();
+        let error = boot(VmConfig::new(file.as_path())).to_string();
         assert!(error.contains("arm64") && error.contains(std::env::consts::ARCH), "{error}");
+        let error = run(&Origin::Snapshot("/nonexistent".into()), &Surroundings::default()).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/state.json"), "{error}");
     }
 }

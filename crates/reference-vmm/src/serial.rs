@@ -1,6 +1,7 @@
 //! The serial console: a 16550 of vm-superio behind a lock, with an interrupt and a way in for input.
 
 use crate::error::VmError;
+use crate::state::SerialState;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -48,6 +49,37 @@ impl SerialConsole {
     pub fn new(output: Output) -> Result<Self, VmError> {
         let interrupt = EventFd::new(EFD_NONBLOCK).map_err(VmError::io("eventfd"))?;
         Ok(Self { uart: Mutex::new(Serial::new(Interrupt(interrupt), output)), drained: Condvar::new() })
+    }
+
+    /// Its registers and the input that the guest has not read.
+    pub fn state(&self) -> SerialState {
+        self.lock().state().into()
+    }
+
+    /// Goes on where [`SerialConsole::state`] was taken. An interrupt that was pending then is raised again.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::State`] when there is more input than the port holds.
+    pub fn set_state(&self, state: &SerialState) -> Result<(), VmError> {
+        let mut uart = self.lock();
+        let capacity = uart.state().in_buffer.len() + uart.fifo_capacity();
+        if state.input.len() > capacity {
+            return Err(VmError::State {
+                field: "serial.input".to_owned(),
+                value: format!("{} bytes", state.input.len()),
+                acceptable: format!("at most {capacity}"),
+            });
+        }
+        let trigger = uart.interrupt_evt().0.try_clone().map_err(VmError::io("dup"))?;
+        let output = std::mem::replace(uart.writer_mut(), Box::new(io::sink()));
+        let restored = Serial::from_state(&state.into(), Interrupt(trigger), NoEvents, output);
+        *uart = restored.map_err(|error| VmError::State {
+            field: "serial".to_owned(),
+            value: error.to_string(),
+            acceptable: "the state of a 16550".to_owned(),
+        })?;
+        Ok(())
     }
 
     /// The interrupt's eventfd, for KVM_IRQFD.
@@ -213,6 +245,23 @@ mod tests {
         serial.reset();
         let (state, initial) = (serial.lock().state(), vm_superio::SerialState::default());
         assert_eq!(state, initial);
+    }
+
+    #[test]
+    fn a_restored_port_goes_on_with_its_input_and_its_output() {
+        let serial = SerialConsole::new(Box::new(io::sink())).unwrap();
+        serial.write(u64::from(SCR), &[9]);
+        serial.input(b"ab");
+        let state = serial.state();
+        let sink = Sink::default();
+        let restored = SerialConsole::new(Box::new(sink.clone())).unwrap();
+        restored.set_state(&state).unwrap();
+        assert_eq!(restored.state(), state);
+        assert_eq!((read(&restored, 0), read(&restored, 0), read(&restored, u64::from(SCR))), (b'a', b'b', 9));
+        let too_much = SerialState { input: vec![0; 65], ..state };
+        assert!(matches!(restored.set_state(&too_much), Err(VmError::State { .. })));
+        restored.write(0, b"out");
+        assert_eq!(*sink.0.lock().unwrap(), b"o");
     }
 
     #[test]

@@ -9,9 +9,9 @@ use crate::payload::{BASE, Payload};
 use crate::session::with_running;
 use guest_debug::arm64::{Reg, SysReg};
 use guest_debug::{DebugVcpu, VcpuId};
-use guest_debug_gdb::ListenAddress;
+use guest_debug_gdb::{ListenAddress, SessionVm};
 use reference_vmm::config::DebugMode;
-use reference_vmm::gdb::Server;
+use reference_vmm::gdb::{self, Server};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -36,7 +36,7 @@ pub(crate) fn measure() -> Result<(f64, f64), Error> {
     let vm = payload.vm(DebugMode::Hold)?;
     let session = vm.session().ok_or("the VM has no session")?;
     let path = std::env::temp_dir().join(format!("stepbench-{}.sock", std::process::id()));
-    let server = Server::start(&ListenAddress::Unix(path.clone()), session.clone())?;
+    let server = Server::start(gdb::bind(&ListenAddress::Unix(path.clone()))?, SessionVm::new(session.clone()))?;
     let mut ours = Vec::new();
     let vcpu = vm.vcpus().get(VcpuId(0).0 as usize).ok_or("the VM has no vCPU")?;
     with_running(&vm, || {
@@ -52,7 +52,7 @@ pub(crate) fn measure() -> Result<(f64, f64), Error> {
         }
         client.expect("D", "OK")
     })?;
-    server.finish(0);
+    server.finish(Some(0));
     Ok((crate::median(ours), crate::median(floor)))
 }
 

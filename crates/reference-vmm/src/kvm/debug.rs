@@ -1,14 +1,17 @@
 //! The debugger: how a `guest-debug` session reaches this VMM's vCPUs, and how a vCPU's thread meets the session.
 
+use super::machine::Machine;
 use super::vcpu::Vcpu;
+use crate::config::{DebugLimits, DebugMode};
 use crate::error::VmError;
-use crate::memory::Ram;
 use guest_debug::arm64::Reg;
+use guest_debug::state::{self, GuestDebugState};
 use guest_debug::{
-    DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, SessionError, VcpuDebugger, VcpuError, VcpuId, VmHost, Wait,
+    DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, Restore, SessionError, VcpuDebugger, VcpuError,
+    VcpuId, VmHost, Wait,
 };
 use kvm_bindings::kvm_debug_exit_arch;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::VcpuFd;
 use std::sync::Arc;
 
 /// Makes the session of a VM. With `hold`, no vCPU executes an instruction before a client resumes it.
@@ -16,11 +19,64 @@ use std::sync::Arc;
 /// # Errors
 ///
 /// [`VmError::Debug`], for a host whose KVM can't debug guests.
-pub(super) fn session(vm: &VmFd, ram: Arc<Ram>, vcpus: &[Arc<Vcpu>], hold: bool) -> Result<Arc<DebugSession>, VmError> {
-    let count = u32::try_from(vcpus.len()).unwrap_or(u32::MAX);
-    let session = DebugSession::new(count, guest_debug::kvm::probe(vm), Arc::new(ram), hold)?;
-    session.set_host(Box::new(Host(vcpus.to_vec())))?;
+pub(super) fn session(machine: &Machine, hold: bool, limits: &DebugLimits) -> Result<Arc<DebugSession>, VmError> {
+    let session = DebugSession::new(machine.cpus(), caps(machine, limits), Arc::new(machine.ram().clone()), hold)?;
+    session.set_host(Box::new(Host(machine.vcpus().to_vec())))?;
     Ok(session)
+}
+
+/// Makes the session of a VM that was saved. Nothing is armed yet: call [`DebugSession::arm`] once memory and registers are
+/// restored, or leave it to the first client that attaches, for a guest that is to wait for one.
+///
+/// # Errors
+///
+/// [`VmError::Debug`] with the field that is wrong, or with what this host lacks.
+pub(super) fn restored_session(
+    machine: &Machine,
+    state: Option<&GuestDebugState>,
+    debug: DebugMode,
+    limits: &DebugLimits,
+) -> Result<Option<Arc<DebugSession>>, VmError> {
+    let Some(state) = state else {
+        return match debug {
+            DebugMode::Off => Ok(None),
+            mode => session(machine, mode == DebugMode::Hold, limits).map(Some),
+        };
+    };
+    let restore = if debug == DebugMode::Off { Restore::Dormant } else { Restore::Arm };
+    let ram = Arc::new(machine.ram().clone());
+    let session = DebugSession::from_state(state, machine.cpus(), caps(machine, limits), ram, restore)?;
+    session.set_host(Box::new(Host(machine.vcpus().to_vec())))?;
+    Ok(Some(session))
+}
+
+/// Whether a session that is to come will find what it needs.
+///
+/// # Errors
+///
+/// [`VmError::Debug`] with what this host lacks.
+pub(super) fn check_fit(
+    machine: &Machine,
+    state: &GuestDebugState,
+    debug: DebugMode,
+    limits: &DebugLimits,
+) -> Result<(), VmError> {
+    let fit = match debug {
+        // Nothing of it will be armed.
+        DebugMode::Off => state::check(state),
+        DebugMode::Run | DebugMode::Hold => state::fits(state, &caps(machine, limits)).map(drop),
+    };
+    fit.map_err(|error| VmError::Debug(error.to_string()))
+}
+
+/// What this host can do for a debugger.
+fn caps(machine: &Machine, limits: &DebugLimits) -> DebugCaps {
+    let caps = guest_debug::kvm::probe(machine.fd());
+    DebugCaps {
+        hw_bps: limits.breakpoints.map_or(caps.hw_bps, |limit| limit.min(caps.hw_bps)),
+        hw_wps: limits.watchpoints.map_or(caps.hw_wps, |limit| limit.min(caps.hw_wps)),
+        ..caps
+    }
 }
 
 impl From<SessionError> for VmError {

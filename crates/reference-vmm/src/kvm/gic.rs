@@ -7,6 +7,7 @@
 use super::kvm_error;
 use crate::error::VmError;
 use crate::layout::{GIC_LINES, GICD, GICR_BASE};
+use crate::state::{GicRegister, GicState};
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, KVM_DEV_ARM_VGIC_GRP_CTRL,
     KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS,
@@ -21,6 +22,8 @@ const LINES: u64 = GIC_LINES as u64;
 
 // Distributor registers; the redistributor's SGI frame has the same at the same offsets.
 const CTLR: u64 = 0x0;
+/// Its revision field selects the behaviour of KVM's GIC (arm-vgic-v3.rst), so it is written before anything else.
+const IIDR: u64 = 0x8;
 const IGROUPR: u64 = 0x80;
 const ISENABLER: u64 = 0x100;
 const ICENABLER: u64 = 0x180;
@@ -47,18 +50,6 @@ const ICC_IGRPEN0_EL1: u64 = sysreg(3, 0, 12, 12, 6);
 const ICC_IGRPEN1_EL1: u64 = sysreg(3, 0, 12, 12, 7);
 const ICC_AP0R0_EL1: u64 = sysreg(3, 0, 12, 8, 4);
 const ICC_AP1R0_EL1: u64 = sysreg(3, 0, 12, 9, 0);
-
-/// One register: the attribute group of the KVM device, the attribute and the value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Register {
-    group: u32,
-    attr: u64,
-    value: u64,
-}
-
-/// All state of a GIC that a guest can set, in the order in which it is to be written back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GicState(Vec<Register>);
 
 /// The VM's interrupt controller.
 #[derive(Debug)]
@@ -97,6 +88,7 @@ impl Gic {
     /// [`VmError::Os`]; EBUSY means that a vCPU runs.
     pub fn state(&self) -> Result<GicState, VmError> {
         let mut registers = Vec::new();
+        self.read(&mut registers, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, IIDR)?;
         self.read_lines(&mut registers, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0, PRIVATE_LINES..LINES)?;
         for line in PRIVATE_LINES..LINES {
             self.read(&mut registers, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, IROUTER + 8 * line)?;
@@ -125,7 +117,7 @@ impl Gic {
     /// Registers with bits or fields per line, of the distributor or of one redistributor's SGI frame.
     fn read_lines(
         &self,
-        registers: &mut Vec<Register>,
+        registers: &mut Vec<GicRegister>,
         group: u32,
         base: u64,
         lines: std::ops::Range<u64>,
@@ -141,18 +133,18 @@ impl Gic {
             self.read(registers, group, base | (IGROUPR + word))?;
             // A write of ISPENDR from here sets and clears the pending latches; the others only set.
             self.read(registers, group, base | (ISPENDR + word))?;
-            registers.push(Register { group, attr: base | (ICACTIVER + word), value: u32::MAX.into() });
+            registers.push(GicRegister { group, attr: base | (ICACTIVER + word), value: u32::MAX.into() });
             self.read(registers, group, base | (ISACTIVER + word))?;
-            registers.push(Register { group, attr: base | (ICENABLER + word), value: u32::MAX.into() });
+            registers.push(GicRegister { group, attr: base | (ICENABLER + word), value: u32::MAX.into() });
             self.read(registers, group, base | (ISENABLER + word))?;
         }
         Ok(())
     }
 
-    fn read_cpu_interface(&self, registers: &mut Vec<Register>, affinity: u64) -> Result<(), VmError> {
+    fn read_cpu_interface(&self, registers: &mut Vec<GicRegister>, affinity: u64) -> Result<(), VmError> {
         let group = KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
         let control = self.get(group, affinity | ICC_CTLR_EL1)?;
-        registers.push(Register { group, attr: affinity | ICC_CTLR_EL1, value: control });
+        registers.push(GicRegister { group, attr: affinity | ICC_CTLR_EL1, value: control });
         for register in [ICC_PMR_EL1, ICC_BPR0_EL1, ICC_BPR1_EL1] {
             self.read(registers, group, affinity | register)?;
         }
@@ -168,9 +160,9 @@ impl Gic {
         Ok(())
     }
 
-    fn read(&self, registers: &mut Vec<Register>, group: u32, attr: u64) -> Result<(), VmError> {
+    fn read(&self, registers: &mut Vec<GicRegister>, group: u32, attr: u64) -> Result<(), VmError> {
         let value = self.get(group, attr)?;
-        registers.push(Register { group, attr, value });
+        registers.push(GicRegister { group, attr, value });
         Ok(())
     }
 

@@ -1,13 +1,20 @@
 //! The VM on KVM/arm64.
 
 mod debug;
+mod dirty;
 mod gic;
+mod machine;
+mod operations;
+mod save;
 mod vcpu;
 mod vm;
+mod vm_fd;
 
-pub use gic::{Gic, GicState};
-pub use vcpu::Vcpu;
-pub use vm::Vm;
+pub use gic::Gic;
+pub use machine::Machine;
+pub use operations::Receiver;
+pub use vcpu::{Vcpu, VcpuFeatures};
+pub use vm::{Afterwards, Operation, Vm};
 
 use crate::error::VmError;
 use vmm_sys_util::errno;

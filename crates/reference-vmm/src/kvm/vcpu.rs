@@ -6,6 +6,7 @@ use crate::control::{Control, Request};
 use crate::error::VmError;
 use crate::kick::Thread;
 use crate::mmio::MmioBus;
+use crate::state::{MachineState, VCPU_FEATURE_WORDS};
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
     KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, KVM_SYSTEM_EVENT_CRASH,
@@ -20,9 +21,66 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const CORE: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64;
 const REG_X0: u64 = CORE;
 const REG_PC: u64 = CORE | 64;
+/// KVM_REG_ARM64_SVE_VLS (kernel: arch/arm64/include/uapi/asm/kvm.h).
+pub(super) const REG_SVE_VLS: u64 = 0x6060_0000_0015_ffff;
 const REG_MPIDR_EL1: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | 3 << 14 | 5;
 /// MPIDR_EL1: Aff3, and Aff2 to Aff0.
 const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// What every vCPU of a VM is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VcpuFeatures {
+    /// As KVM_ARM_VCPU_INIT takes them.
+    words: [u32; VCPU_FEATURE_WORDS],
+    /// Vector lengths of SVE; all that the host has where it is none.
+    sve_vls: Option<Vec<u8>>,
+}
+
+impl VcpuFeatures {
+    /// Everything that KVM offers.
+    pub fn of_host(vm: &VmFd) -> Self {
+        let pauth = vm.check_extension(Cap::ArmPtrAuthAddress) && vm.check_extension(Cap::ArmPtrAuthGeneric);
+        let offered = [
+            (KVM_ARM_VCPU_PSCI_0_2, true),
+            (KVM_ARM_VCPU_SVE, vm.check_extension(Cap::ArmSve)),
+            // KVM takes these two together only.
+            (KVM_ARM_VCPU_PTRAUTH_ADDRESS, pauth),
+            (KVM_ARM_VCPU_PTRAUTH_GENERIC, pauth),
+        ];
+        let mut words = [0; VCPU_FEATURE_WORDS];
+        words[0] = offered.iter().fold(0, |word, (feature, wanted)| word | u32::from(*wanted) << feature);
+        Self { words, sve_vls: None }
+    }
+
+    /// Those that a saved VM had.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::State`] when this host does not offer one of them.
+    pub fn saved(machine: &MachineState, vm: &VmFd) -> Result<Self, VmError> {
+        let offered = Self::of_host(vm).words;
+        let words: Vec<u32> = machine.vcpu_features.clone();
+        let bad = || VmError::State {
+            field: "machine.vcpu_features".to_owned(),
+            value: format!("{:#x?}", machine.vcpu_features),
+            acceptable: format!("at most what KVM offers here, {offered:#x?}"),
+        };
+        let words: [u32; VCPU_FEATURE_WORDS] = words.try_into().map_err(|_| bad())?;
+        if words.iter().zip(offered).any(|(wanted, offered)| wanted & !offered != 0) {
+            return Err(bad());
+        }
+        Ok(Self { words, sve_vls: machine.sve_vls.clone() })
+    }
+
+    fn has(&self, feature: u32) -> bool {
+        self.words[0] >> feature & 1 != 0
+    }
+
+    /// The features, without the one that differs from vCPU to vCPU.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+}
 
 /// One vCPU.
 #[derive(Debug)]
@@ -36,29 +94,22 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Makes a vCPU with every feature that KVM offers. All but the first wait to be powered on through PSCI.
+    /// Makes a vCPU. All but the first wait to be powered on through PSCI.
     ///
     /// # Errors
     ///
     /// [`VmError::Os`] with the KVM call that failed.
-    pub fn new(vm: &VmFd, index: u32) -> Result<Self, VmError> {
+    pub fn new(vm: &VmFd, index: u32, features: &VcpuFeatures) -> Result<Self, VmError> {
         let fd = vm.create_vcpu(index.into()).map_err(kvm_error("KVM_CREATE_VCPU"))?;
         let mut init = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut init).map_err(kvm_error("KVM_ARM_PREFERRED_TARGET"))?;
-        let sve = vm.check_extension(Cap::ArmSve);
-        let pauth = vm.check_extension(Cap::ArmPtrAuthAddress) && vm.check_extension(Cap::ArmPtrAuthGeneric);
-        for (feature, wanted) in [
-            (KVM_ARM_VCPU_PSCI_0_2, true),
-            (KVM_ARM_VCPU_POWER_OFF, index != 0),
-            (KVM_ARM_VCPU_SVE, sve),
-            // KVM takes these two together only.
-            (KVM_ARM_VCPU_PTRAUTH_ADDRESS, pauth),
-            (KVM_ARM_VCPU_PTRAUTH_GENERIC, pauth),
-        ] {
-            init.features[0] |= u32::from(wanted) << feature;
-        }
+        init.features = features.words;
+        init.features[0] |= u32::from(index != 0) << KVM_ARM_VCPU_POWER_OFF;
         fd.vcpu_init(&init).map_err(kvm_error("KVM_ARM_VCPU_INIT"))?;
-        if sve {
+        if features.has(KVM_ARM_VCPU_SVE) {
+            if let Some(vls) = &features.sve_vls {
+                fd.set_one_reg(REG_SVE_VLS, vls).map_err(kvm_error("KVM_SET_ONE_REG (SVE vector lengths)"))?;
+            }
             fd.vcpu_finalize(&(KVM_ARM_VCPU_SVE as i32)).map_err(kvm_error("KVM_ARM_VCPU_FINALIZE (SVE)"))?;
         }
         let mut mpidr = [0; 8];

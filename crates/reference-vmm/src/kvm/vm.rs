@@ -1,41 +1,45 @@
-//! The VM: owns memory, interrupt controller, serial port and vCPUs, and runs them.
+//! The VM: a machine, what it boots, its debug session; and who may run it.
 
 use super::debug::{self, Debugger};
-use super::gic::{Gic, GicState};
-use super::kvm_error;
+use super::dirty;
+use super::machine::Machine;
 use super::vcpu::Vcpu;
 use crate::boot::Payload;
-use crate::config::{DebugMode, VmConfig};
+use crate::config::{DebugLimits, DebugMode, VmConfig};
 use crate::control::{Control, Request};
 use crate::error::VmError;
 use crate::kick;
-use crate::layout::{self, RAM_BASE, SERIAL_SPI};
-use crate::memory::{self, Ram};
-use crate::mmio::MmioBus;
+use crate::memory::Ram;
 use crate::serial::{Output, SerialConsole};
+use crate::state::{BootState, GicState, MachineState, VM_STATE_VERSION, VmState};
 use guest_debug::DebugSession;
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use guest_debug::state::Architecture;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use std::time::{Duration, Instant};
+
+/// How often something that the guest's own resets keep interrupting is tried.
+const ATTEMPTS: usize = 5;
+/// How long a reset, or another operation, may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Something to do with a VM that stands still, and how long it took to bring it to a halt.
+pub type Operation<'a, T> = dyn FnMut(&Vm, Duration) -> Result<(T, Afterwards), VmError> + 'a;
 
 /// A VM, ready to run.
 #[derive(Debug)]
 pub struct Vm {
-    vcpus: Vec<Arc<Vcpu>>,
-    gic: Gic,
+    control: Arc<Control>,
+    payload: Result<Payload, VmError>,
+    boot: BootState,
     /// The GIC's state when it was new.
     gic_reset: GicState,
-    serial: Arc<SerialConsole>,
-    bus: MmioBus,
-    control: Arc<Control>,
-    payload: Payload,
     /// Of the VM, and not of a client's connection; none where the VM was made without a debugger.
     session: Option<Arc<DebugSession>>,
-    _vm: VmFd,
-    /// Last, KVM maps it into the guest.
-    ram: Arc<Ram>,
+    /// Another process has it.
+    moved: AtomicBool,
+    machine: Machine,
 }
 
 impl Vm {
@@ -47,30 +51,71 @@ impl Vm {
     pub fn new(config: &VmConfig, output: Output) -> Result<Self, VmError> {
         config.check()?;
         let payload = Payload::open(config)?;
-        let vm = create_vm(config)?;
-        let ram = memory::allocate(config.memory_mib)?;
-        map_ram(&vm, &ram, config.memory_mib << 20)?;
-
-        let vcpus: Vec<_> = (0..config.cpus).map(|i| Vcpu::new(&vm, i).map(Arc::new)).collect::<Result<_, _>>()?;
-        let mpidrs: Vec<_> = vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
-        let gic = Gic::new(&vm, &mpidrs)?;
-        let gic_reset = gic.state()?;
-
-        let serial = Arc::new(SerialConsole::new(output)?);
-        vm.register_irqfd(&serial.interrupt()?, SERIAL_SPI).map_err(kvm_error("KVM_IRQFD"))?;
-        let (bus, control) = (MmioBus::new(serial.clone()), Arc::new(Control::new(config.cpus)));
+        let machine = Machine::new(config.cpus, config.memory_mib, None, output)?;
         let session = match config.debug {
             DebugMode::Off => None,
-            mode => Some(debug::session(&vm, ram.clone(), &vcpus, mode == DebugMode::Hold)?),
+            mode => Some(debug::session(&machine, mode == DebugMode::Hold, &config.limits)?),
         };
-        let vm = Self { vcpus, gic, gic_reset, serial, bus, control, payload, session, _vm: vm, ram };
+        let vm = Self::with(machine, config, Ok(payload), session)?;
         vm.load()?;
         Ok(vm)
     }
 
+    /// Makes a VM from a machine with its memory restored, and the state of everything else. Its debug session is armed
+    /// before anything runs; with [`DebugMode::Off`] it stays dormant, and with [`DebugMode::Hold`] nothing runs before a
+    /// client resumes it.
+    ///
+    /// # Errors
+    ///
+    /// What the state or this host has wrong.
+    pub fn restored(
+        machine: Machine,
+        state: &VmState,
+        debug: DebugMode,
+        limits: &DebugLimits,
+    ) -> Result<Self, VmError> {
+        state.check()?;
+        machine.check(&state.machine)?;
+        let config = VmConfig { debug, ..state.config() };
+        let payload = Payload::open(&config);
+        if let Err(error) = &payload {
+            log::warn!("the guest can't be booted again: {error}");
+        }
+        let session = debug::restored_session(&machine, state.guest_debug.as_ref(), debug, limits)?;
+        let vm = Self::with(machine, &config, payload, session)?;
+        vm.machine.set_state(state)?;
+        if let Some(session) = vm.session.as_ref().filter(|_| debug == DebugMode::Run) {
+            for address in session.arm()? {
+                log::info!("a software breakpoint stands in for the hardware breakpoint at {:#x}", address.0);
+            }
+        }
+        Ok(vm)
+    }
+
+    fn with(
+        machine: Machine,
+        config: &VmConfig,
+        payload: Result<Payload, VmError>,
+        session: Option<Arc<DebugSession>>,
+    ) -> Result<Self, VmError> {
+        Ok(Self {
+            control: Arc::new(Control::new(machine.cpus())),
+            payload,
+            boot: BootState {
+                kernel: config.kernel.clone(),
+                initrd: config.initrd.clone(),
+                cmdline: config.cmdline.clone(),
+            },
+            gic_reset: machine.gic().state()?,
+            session,
+            moved: AtomicBool::new(false),
+            machine,
+        })
+    }
+
     /// The serial port, for input.
     pub fn serial(&self) -> &Arc<SerialConsole> {
-        &self.serial
+        self.machine.serial()
     }
 
     /// For ending the VM from another thread.
@@ -80,12 +125,12 @@ impl Vm {
 
     /// The vCPUs, in the order of their indices.
     pub fn vcpus(&self) -> &[Arc<Vcpu>] {
-        &self.vcpus
+        self.machine.vcpus()
     }
 
     /// Guest memory.
     pub fn ram(&self) -> &Arc<Ram> {
-        &self.ram
+        self.machine.ram()
     }
 
     /// The debug session, if the VM was made with one.
@@ -93,7 +138,97 @@ impl Vm {
         self.session.as_ref()
     }
 
-    /// Runs the guest until it powers itself off, or [`Request::Quit`].
+    /// Whether another process has the VM now.
+    pub fn has_moved(&self) -> bool {
+        self.moved.load(Ordering::Acquire)
+    }
+
+    /// What the machine is made of.
+    pub fn machine_state(&self) -> &MachineState {
+        self.machine.description()
+    }
+
+    /// Begins or ends the log of pages that change.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`].
+    pub fn log_dirty_pages(&self, on: bool) -> Result<(), VmError> {
+        dirty::set_logging(self.machine.fd(), self.ram(), on)
+    }
+
+    /// The pages that have changed since the last call; see [`crate::memory::take_dirty`].
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`].
+    pub fn take_dirty_pages(&self) -> Result<Vec<u64>, VmError> {
+        dirty::take(self.machine.fd(), self.ram())
+    }
+
+    /// The VM without its memory. Only while it is stopped, see [`Vm::while_stopped`].
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`], [`VmError::Vcpu`], [`VmError::Debug`].
+    pub fn state(&self) -> Result<VmState, VmError> {
+        Ok(VmState {
+            version: VM_STATE_VERSION,
+            architecture: Architecture::Aarch64,
+            machine: self.machine.description().clone(),
+            boot: self.boot.clone(),
+            vcpus: self.vcpus().iter().map(|vcpu| vcpu.state()).collect::<Result<_, _>>()?,
+            gic: self.machine.gic().state()?,
+            serial: self.serial().state(),
+            guest_debug: self.session.as_ref().map(|session| session.state()).transpose()?,
+        })
+    }
+
+    /// Stops every vCPU, gives `body` a VM whose memory and registers are the guest's own, and lets it go on, with its
+    /// debug session as it was. Where `body` answers [`Afterwards::Gone`] it goes on nowhere: [`Vm::run`] returns.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Busy`] when the guest has ended; whatever `body` answers.
+    pub fn while_stopped<T>(&self, body: &mut Operation<'_, T>) -> Result<T, VmError> {
+        for _ in 0..ATTEMPTS {
+            if !self.control.begin_operation(PATIENCE) {
+                break;
+            }
+            let result = self.stopped(body);
+            self.control.end_operation();
+            if let Some(result) = result {
+                return result;
+            }
+        }
+        Err(VmError::Busy("the guest resets itself, or has ended"))
+    }
+
+    /// `None` when the guest asked for a reset before it stood still: that comes first, a saved VM would not know of it.
+    fn stopped<T>(&self, body: &mut Operation<'_, T>) -> Option<Result<T, VmError>> {
+        let started = Instant::now();
+        // Before the VMM's own pause: the vCPUs' threads have to come to the session for it.
+        if let Some(session) = &self.session
+            && let Err(error) = session.freeze()
+        {
+            return Some(Err(error.into()));
+        }
+        self.control.pause(|| self.kick_all());
+        let result = if self.control.has_request() { None } else { Some(body(self, started.elapsed())) };
+        if let Some(Ok((value, Afterwards::Gone))) = result {
+            self.moved.store(true, Ordering::Release);
+            self.control.request(Request::Migrated);
+            return Some(Ok(value));
+        }
+        // The vCPUs stay paused until the operation ends.
+        let thawed = self.session.as_ref().map_or(Ok(()), |session| session.thaw());
+        if let Err(error) = thawed {
+            log::error!("breakpoints are missing from guest memory: {error}");
+        }
+        result.map(|result| result.map(|(value, _)| value))
+    }
+
+    /// Runs the guest until it powers itself off, or [`Request::Quit`], or [`Request::Migrated`].
     ///
     /// # Errors
     ///
@@ -101,10 +236,10 @@ impl Vm {
     pub fn run(&self) -> Result<(), VmError> {
         kick::install_handler()?;
         thread::scope(|scope| {
-            let started = self.vcpus.iter().try_for_each(|vcpu| {
+            let started = self.vcpus().iter().try_for_each(|vcpu| {
                 let thread = thread::Builder::new().name(format!("vcpu{}", vcpu.index()));
                 let debugger = Debugger::new(self.session.as_ref(), vcpu.index())?;
-                let body = || vcpu.run(&self.control, &self.bus, debugger);
+                let body = || vcpu.run(&self.control, self.machine.bus(), debugger);
                 thread.spawn_scoped(scope, body).map(drop).map_err(VmError::io("clone"))
             });
             let result = started.and_then(|()| self.supervise());
@@ -118,14 +253,15 @@ impl Vm {
     }
 
     fn supervise(&self) -> Result<(), VmError> {
+        self.control.resume();
         loop {
-            self.control.resume();
             match self.control.wait_request() {
-                Request::PowerOff | Request::Quit => return Ok(()),
+                Request::PowerOff | Request::Quit | Request::Migrated => return Ok(()),
                 Request::Fail(error) => return Err(error),
                 Request::Reset => {
                     self.control.pause(|| self.kick_all());
                     self.reset()?;
+                    self.control.resume();
                 }
             }
         }
@@ -137,68 +273,29 @@ impl Vm {
             session.before_reset()?;
         }
         // The vCPUs first: it makes KVM forget what caches hold of the memory that is written next.
-        self.vcpus.iter().try_for_each(|vcpu| vcpu.reset())?;
-        self.gic.set_state(&self.gic_reset)?;
-        self.serial.reset();
+        self.vcpus().iter().try_for_each(|vcpu| vcpu.reset())?;
+        self.machine.gic().set_state(&self.gic_reset)?;
+        self.serial().reset();
         self.load()?;
         self.session.as_ref().map_or(Ok(()), |session| Ok(session.after_reset()?))
     }
 
     fn load(&self) -> Result<(), VmError> {
-        let mpidrs: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
-        let entry = self.payload.load(&self.ram, &mpidrs)?;
-        self.vcpus.first().map_or(Ok(()), |boot| boot.set_entry(entry.pc, entry.fdt))
+        let payload = self.payload.as_ref().map_err(|error| VmError::NoPayload(error.to_string()))?;
+        let entry = payload.load(self.ram(), &self.machine.mpidrs())?;
+        self.vcpus().first().map_or(Ok(()), |boot| boot.set_entry(entry.pc, entry.fdt))
     }
 
     fn kick_all(&self) {
-        self.vcpus.iter().for_each(|vcpu| vcpu.kick());
+        self.vcpus().iter().for_each(|vcpu| vcpu.kick());
     }
 }
 
-fn create_vm(config: &VmConfig) -> Result<VmFd, VmError> {
-    let kvm = Kvm::new().map_err(|error| VmError::File { path: "/dev/kvm".into(), source: error.into() })?;
-    // 0 where KVM can't say; its default, 40 bits, is then all there is.
-    let bits = u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(0);
-    let end = layout::ram_end(config.memory_mib << 20);
-    if bits != 0 && bits < 64 && end > 1 << bits {
-        return Err(VmError::Setting {
-            name: "--memory",
-            value: config.memory_mib.to_string(),
-            acceptable: format!("at most {} MiB on this host", ((1 << bits) - RAM_BASE.min(1 << bits)) >> 20),
-        });
-    }
-    let max_cpus = kvm.get_max_vcpus();
-    if config.cpus as usize > max_cpus {
-        return Err(VmError::Setting {
-            name: "--cpus",
-            value: config.cpus.to_string(),
-            acceptable: format!("at most {max_cpus} on this host"),
-        });
-    }
-    for (capability, name) in [
-        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-        (Cap::ArmPsci02, "KVM_CAP_ARM_PSCI_0_2"),
-        (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    ] {
-        if !kvm.check_extension(capability) {
-            return Err(VmError::MissingCapability(name));
-        }
-    }
-    kvm.create_vm_with_ipa_size(bits).map_err(kvm_error("KVM_CREATE_VM"))
-}
-
-#[expect(unsafe_code, reason = "hands the mapping to KVM")]
-fn map_ram(vm: &VmFd, ram: &Ram, size: u64) -> Result<(), VmError> {
-    let host = ram
-        .get_host_address(GuestAddress(RAM_BASE))
-        .map_err(|error| VmError::Write { what: "RAM", reason: error.to_string() })?;
-    let region = kvm_userspace_memory_region {
-        slot: 0,
-        flags: 0,
-        guest_phys_addr: RAM_BASE,
-        memory_size: size,
-        userspace_addr: host as u64,
-    };
-    // SAFETY: the region is mapped, with that size, for as long as the Vm that owns both lives.
-    unsafe { vm.set_user_memory_region(region) }.map_err(kvm_error("KVM_SET_USER_MEMORY_REGION"))
+/// What becomes of a VM that was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It goes on.
+    GoOn,
+    /// Another process has it.
+    Gone,
 }

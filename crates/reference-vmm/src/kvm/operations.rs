@@ -1,0 +1,119 @@
+//! Saving and moving a VM on KVM.
+
+use super::debug;
+use super::machine::Machine;
+use super::vm::{Afterwards, Vm};
+use crate::config::{DebugLimits, DebugMode};
+use crate::control::Request;
+use crate::error::VmError;
+use crate::memory::Ram;
+use crate::migration::{self, Connection, Destination, MigrationAddress, Offer, Source, Switch};
+use crate::operations::Operations;
+use crate::serial::Output;
+use crate::snapshot;
+use crate::state::VmState;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+impl Operations for Vm {
+    fn snapshot(&self, directory: &Path, progress: &mut dyn FnMut(String)) -> Result<String, VmError> {
+        progress("stopping the guest".to_owned());
+        let writer = snapshot::Writer::create(directory)?;
+        let started = Instant::now();
+        self.while_stopped(&mut |vm, _| {
+            progress("writing".to_owned());
+            // The state first, it fails sooner.
+            writer.write_state(&vm.state()?)?;
+            writer.write_memory(vm.ram())?;
+            Ok(((), Afterwards::GoOn))
+        })?;
+        writer.commit()?;
+        Ok(format!(
+            "saved in {}; the guest stood still for {:.3} s",
+            directory.display(),
+            started.elapsed().as_secs_f64()
+        ))
+    }
+
+    fn migrate(&self, to: &MigrationAddress, progress: &mut dyn FnMut(String)) -> Result<String, VmError> {
+        let report = migration::migrate(self, &Connection::open(to)?, progress)?;
+        Ok(format!("the VM is at {to} now: {report}"))
+    }
+
+    fn status(&self) -> Result<String, VmError> {
+        let debug = match self.session() {
+            None => "no debugger".to_owned(),
+            Some(session) if session.is_dormant() => "a debug session that is dormant".to_owned(),
+            Some(session) => {
+                let client = if session.attached() { "a client attached" } else { "no client" };
+                format!("{client}, {} breakpoints and watchpoints", session.breakpoints().len())
+            }
+        };
+        Ok(format!("{} vCPUs, {debug}", self.vcpus().len()))
+    }
+
+    fn quit(&self) {
+        self.control().request(Request::Quit);
+    }
+}
+
+impl Source for Vm {
+    fn offer(&self) -> Result<Offer, VmError> {
+        let session = |vm: &Self| vm.session().map(|session| session.state()).transpose();
+        let debug = self.while_stopped(&mut |vm, _| Ok((session(vm)?, Afterwards::GoOn)))?;
+        Ok(Offer::new(self.machine_state().clone(), debug))
+    }
+
+    fn ram(&self) -> &Ram {
+        self.ram()
+    }
+
+    fn log_dirty_pages(&self, on: bool) -> Result<(), VmError> {
+        self.log_dirty_pages(on)
+    }
+
+    fn take_dirty_pages(&self) -> Result<Vec<u64>, VmError> {
+        self.take_dirty_pages()
+    }
+
+    fn switch(&self, body: &mut Switch<'_>) -> Result<(), VmError> {
+        self.while_stopped(&mut |vm, halt| {
+            body(&vm.state()?, halt)?;
+            Ok(((), Afterwards::Gone))
+        })
+    }
+}
+
+/// Makes VMs on this host from what other processes send.
+pub struct Receiver {
+    /// Taken by the first machine that is made; a process receives one VM.
+    pub output: Mutex<Option<Output>>,
+    /// What becomes of the debug session.
+    pub debug: DebugMode,
+    /// What the host is said to have.
+    pub limits: DebugLimits,
+}
+
+impl Destination for Receiver {
+    type Machine = Machine;
+    type Vm = Vm;
+
+    fn prepare(&self, offer: &Offer) -> Result<Machine, VmError> {
+        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let output = output.ok_or(VmError::Busy("a VM was received already"))?;
+        let machine = Machine::like(&offer.machine, output)?;
+        if let Some(state) = &offer.guest_debug {
+            debug::check_fit(&machine, state, self.debug, &self.limits)?;
+        }
+        Ok(machine)
+    }
+
+    fn ram(machine: &Machine) -> &Arc<Ram> {
+        machine.ram()
+    }
+
+    fn restore(&self, machine: Machine, state: &VmState) -> Result<Vm, VmError> {
+        Vm::restored(machine, state, self.debug, &self.limits)
+    }
+}

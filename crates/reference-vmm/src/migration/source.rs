@@ -1,0 +1,189 @@
+//! The side that has the VM.
+
+use super::address::Connection;
+use super::pages;
+use super::wire::{Frame, Kind, MAX_RUN, Offer, connection, failed, send, send_json, send_now};
+use crate::error::VmError;
+use crate::layout::RAM_BASE;
+use crate::memory::{self, PAGE, Ram};
+use crate::state::VmState;
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
+use std::time::{Duration, Instant};
+use vm_memory::{Bytes, GuestAddress};
+
+/// After so many passes the rest is sent with the guest stopped, however much it is.
+const MAX_PASSES: u32 = 10;
+/// So little is not worth another pass.
+const FEW_PAGES: u64 = 256;
+
+/// The VM, as its migration needs it.
+pub trait Source {
+    /// What the destination must be able to take.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the VM from saying so.
+    fn offer(&self) -> Result<Offer, VmError>;
+
+    /// Guest memory.
+    fn ram(&self) -> &Ram;
+
+    /// Begins or ends the log of pages that change.
+    ///
+    /// # Errors
+    ///
+    /// What KVM answers.
+    fn log_dirty_pages(&self, on: bool) -> Result<(), VmError>;
+
+    /// The pages that have changed since the last call, or since the log began.
+    ///
+    /// # Errors
+    ///
+    /// What KVM answers.
+    fn take_dirty_pages(&self) -> Result<Vec<u64>, VmError>;
+
+    /// Stops the VM and calls `body`. If it succeeds the VM is gone; otherwise it goes on as if nothing had been. May call
+    /// it again when the guest was in the middle of a reset.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the VM from being stopped, or from being saved, or what `body` answers.
+    fn switch(&self, body: &mut Switch<'_>) -> Result<(), VmError>;
+}
+
+/// What is done with a stopped VM: gets its state, and how long it took to bring it to a halt with its memory the guest's
+/// own.
+pub type Switch<'a> = dyn FnMut(&VmState, Duration) -> Result<(), VmError> + 'a;
+
+/// How a migration went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Passes over memory before the guest was stopped.
+    pub passes: u32,
+    /// Pages that were sent, zeroes not counted.
+    pub pages: u64,
+    /// Pages of them that were sent with the guest stopped.
+    pub last_pages: u64,
+    /// Time from the call to stop until the destination was about to run.
+    pub downtime: Duration,
+    /// The part of it that it took to bring vCPUs to a halt and to put original instructions back.
+    pub halt: Duration,
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} passes, {} pages, {} of them with the guest stopped for {:.3} ms, {:.3} ms to bring it to a halt",
+            self.passes,
+            self.pages,
+            self.last_pages,
+            self.downtime.as_secs_f64() * 1e3,
+            self.halt.as_secs_f64() * 1e3,
+        )
+    }
+}
+
+/// Moves the VM over the connection. `progress` gets a line now and then.
+///
+/// # Errors
+///
+/// [`VmError::Migration`] or what the VM answers. The VM goes on here then, with its session whole.
+pub fn migrate(vm: &dyn Source, peer: &Connection, progress: &mut dyn FnMut(String)) -> Result<Report, VmError> {
+    let mut reader = BufReader::new(peer);
+    let mut writer = BufWriter::with_capacity(MAX_RUN as usize, peer);
+    send_json(&mut writer, Kind::Offer, &vm.offer()?)?;
+    Frame::expect(&mut reader, Kind::Accept)?;
+    vm.log_dirty_pages(true)?;
+    let result = copy_and_switch(vm, &mut reader, &mut writer, progress);
+    // A VM that is gone needs no log either.
+    if let Err(error) = vm.log_dirty_pages(false) {
+        log::warn!("KVM goes on to log what the guest writes: {error}");
+    }
+    result
+}
+
+fn copy_and_switch(
+    vm: &dyn Source,
+    reader: &mut BufReader<&Connection>,
+    writer: &mut BufWriter<&Connection>,
+    progress: &mut dyn FnMut(String),
+) -> Result<Report, VmError> {
+    let mut report = Report::default();
+    let mut left = pages::all(memory::size(vm.ram()));
+    // The destination's memory is zero to begin with.
+    let mut skip_zeroes = true;
+    let mut before = u64::MAX;
+    loop {
+        let count = pages::count(&left);
+        let enough = count <= FEW_PAGES || count >= before || report.passes >= MAX_PASSES;
+        if report.passes > 0 && enough {
+            break;
+        }
+        progress(format!("pass {}: {count} pages, {} MiB", report.passes + 1, count * PAGE >> 20));
+        report.pages += send_pages(vm.ram(), &left, skip_zeroes, writer)?;
+        (skip_zeroes, before) = (false, if report.passes == 0 { u64::MAX } else { count });
+        report.passes += 1;
+        left = vm.take_dirty_pages()?;
+    }
+    progress("stopping the guest".to_owned());
+    let started = Instant::now();
+    vm.switch(&mut |state, halt| {
+        // Behind the last pass, and what was put back into memory while the guest came to a halt.
+        pages::add(&mut left, &vm.take_dirty_pages()?);
+        report.last_pages = send_pages(vm.ram(), &left, false, writer)?;
+        report.pages += report.last_pages;
+        send_json(writer, Kind::State, state)?;
+        Frame::expect(reader, Kind::Ready)?;
+        send_now(writer, Kind::Commit, &[])?;
+        wait_however_long(reader);
+        Frame::expect(reader, Kind::Running)?;
+        (report.downtime, report.halt) = (started.elapsed(), halt);
+        Ok(())
+    })?;
+    Ok(report)
+}
+
+/// The destination may be running: only an answer, or the end of the connection, says which of the two has the VM.
+fn wait_however_long(reader: &mut BufReader<&Connection>) {
+    while reader.fill_buf().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+        log::warn!("the destination has not confirmed that it runs; the VM stays stopped here until it does");
+    }
+}
+
+/// Sends pages; answers how many were not zero.
+fn send_pages(ram: &Ram, bitmap: &[u64], skip_zeroes: bool, to: &mut impl Write) -> Result<u64, VmError> {
+    let mut buffer = vec![0; MAX_RUN as usize];
+    let mut sent = 0;
+    for run in pages::runs(bitmap, MAX_RUN) {
+        let length = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
+        let bytes = buffer.get_mut(..length).ok_or_else(|| failed("a run is too long"))?;
+        let at = GuestAddress(RAM_BASE + run.start);
+        ram.read_slice(bytes, at).map_err(|error| failed(format!("guest memory at {:#x}: {error}", at.0)))?;
+        sent += send_run(run.start, bytes, skip_zeroes, to)?;
+    }
+    to.flush().map_err(connection)?;
+    Ok(sent)
+}
+
+/// Sends neighbouring pages, those that are zero apart from the others.
+fn send_run(offset: u64, bytes: &[u8], skip_zeroes: bool, to: &mut impl Write) -> Result<u64, VmError> {
+    let mut sent = 0;
+    let mut offset = offset;
+    let zero = |page: &[u8]| memory::is_zero(page);
+    let mut rest = bytes;
+    while let Some(first) = rest.get(..PAGE as usize) {
+        let kind = zero(first);
+        let same = rest.chunks(PAGE as usize).take_while(|page| zero(page) == kind).count();
+        let (part, behind) = rest.split_at((same * PAGE as usize).min(rest.len()));
+        let place = offset.to_le_bytes();
+        if !kind {
+            send(to, Kind::Memory, &[&place, part])?;
+            sent += same as u64;
+        } else if !skip_zeroes {
+            send(to, Kind::Zeroes, &[&place, &(part.len() as u64).to_le_bytes()])?;
+        }
+        (offset, rest) = (offset + part.len() as u64, behind);
+    }
+    Ok(sent)
+}
