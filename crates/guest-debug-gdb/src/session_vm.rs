@@ -141,6 +141,10 @@ impl DebugVm for SessionVm {
         self.waiting(MUCH_PATIENCE, || self.session.resume(&actions))
     }
 
+    fn select(&self, vcpu: VcpuId) -> Result<(), VmError> {
+        self.session.select_vcpu(Some(vcpu)).map_err(translate_error)
+    }
+
     fn insert(&self, vcpu: VcpuId, breakpoint: Breakpoint) -> Result<(), VmError> {
         self.waiting(PATIENCE, || self.session.insert(vcpu, breakpoint))
     }

@@ -203,7 +203,7 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                     self.reply(b"OK", out);
                     return Err(End::Detached);
                 }
-                self.target.client.current = Some(self.selection.current.vcpu());
+                self.select(self.selection.current);
                 let result = self.forward(&body, out);
                 if body == b"QStartNoAckMode" {
                     self.acknowledge = false;
@@ -294,7 +294,10 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                 if let StopReason::Unsupported(what) = event.reason {
                     self.console(&format!("{}: {what}\n", event.vcpu), out);
                 }
-                self.report(stop_reason(event), out)
+                // gdb takes a hit of a breakpoint that it has not set for one that came late, and goes on in silence.
+                let known = self.target.client.knows(event.reason);
+                let told = if known { event } else { StopEvent { reason: StopReason::Step, ..event } };
+                self.report(stop_reason(told), out)
             }
             Err(VmError::Gone) => Err(End::VmGone),
             Err(error) => {
@@ -307,7 +310,10 @@ impl<'v, V: DebugVm> Stub<'v, V> {
 
     fn select(&mut self, tid: Tid) {
         self.selection.current = tid;
-        self.target.client.current = Some(tid.vcpu());
+        if self.target.client.current.replace(tid.vcpu()) != Some(tid.vcpu()) {
+            // For the next client; this one does not depend on it.
+            let _ = self.target.vm.select(tid.vcpu());
+        }
     }
 
     /// Sends a stop reply, with the registers that the client would ask for next.

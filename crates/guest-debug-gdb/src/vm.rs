@@ -140,6 +140,12 @@ pub trait DebugVm {
     /// Lets the VM run. vCPUs that are not named continue.
     fn resume(&self, actions: Vec<(VcpuId, ResumeAction)>) -> Result<(), VmError>;
 
+    /// The client has selected this vCPU; a VM that saves its debug session keeps that.
+    fn select(&self, vcpu: VcpuId) -> Result<(), VmError> {
+        let _ = vcpu;
+        Ok(())
+    }
+
     /// Inserts a breakpoint or watchpoint on all vCPUs. `vcpu` is the one whose address space counts.
     fn insert(&self, vcpu: VcpuId, breakpoint: Breakpoint) -> Result<(), VmError>;
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::mock::{LENGTH, MockVm, PHYSICAL, VIRTUAL, number, watch};
-use common::{Server, to_hex, unhex};
+use common::{Client, Server, to_hex, unhex};
 use guest_debug::arm64::{Reg, SysReg};
 use guest_debug::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, Unsupported, VcpuId, WatchKind};
 use guest_debug_gdb::VmEvent;
@@ -232,6 +232,11 @@ fn stop_replies_name_thread_and_reason() {
         (StopReason::Watchpoint { kind: WatchKind::Access, address: at }, "T05thread:p01.02;awatch:ffff800008000010;"),
         (StopReason::Interrupt, "T02thread:p01.02;"),
     ];
+    for packet in 0..5 {
+        // The client knows it from then on.
+        assert_eq!(client.ask(&format!("Z{packet},ffff800008000010,4")), "OK");
+        assert_eq!(client.ask(&format!("z{packet},ffff800008000010,4")), "OK");
+    }
     for (reason, expected) in cases {
         client.send("vCont;c");
         vm.stop(VmEvent::Stopped(StopEvent { vcpu: VcpuId(1), reason }));
@@ -247,6 +252,30 @@ fn stop_replies_name_thread_and_reason() {
     let output = client.receive().unwrap();
     assert_eq!(unhex(&output[1..]), format!("vCPU 0: {}\n", Unsupported::AArch32).as_bytes());
     assert!(client.receive().unwrap().starts_with("T04thread:p01.01;"));
+}
+
+#[test]
+fn hits_of_another_clients_breakpoints_are_told_as_plain_stops() {
+    let vm = MockVm::new(2);
+    let server = Server::start(vm.clone());
+    let mut client = server.connect().greet();
+    let at = Gva(VIRTUAL + 0x10);
+    let watch = |address| StopReason::Watchpoint { kind: WatchKind::Write, address };
+    let stop = |client: &mut Client, reason| {
+        client.send("vCont;c");
+        vm.stop(VmEvent::Stopped(StopEvent { vcpu: VcpuId(1), reason }));
+        client.receive().unwrap()
+    };
+    // gdb would take such a hit for one that came late, and go on.
+    for reason in [StopReason::HardwareBreakpoint(at), StopReason::SoftwareBreakpoint(at), watch(at)] {
+        assert!(stop(&mut client, reason).starts_with("T05thread:p01.02;1d:"));
+    }
+    // Taken out, as gdb does at every stop, a breakpoint is still one that the client knows.
+    assert_eq!(client.ask("Z2,ffff800008000010,4"), "OK");
+    assert_eq!(client.ask("z2,ffff800008000010,4"), "OK");
+    assert!(stop(&mut client, watch(Gva(at.0 + 3))).contains("watch:ffff800008000013;"));
+    assert!(!stop(&mut client, watch(Gva(at.0 + 4))).contains("watch:"));
+    assert!(!stop(&mut client, StopReason::HardwareBreakpoint(at)).contains("hwbreak:"));
 }
 
 #[test]

@@ -13,6 +13,7 @@ impl<V: DebugVm> GuestTarget<'_, V> {
         match self.vm.insert(self.current(), breakpoint) {
             Ok(()) => {
                 self.client.last_refusal = None;
+                self.client.inserted.insert(breakpoint);
                 Ok(true)
             }
             Err(error) => {

@@ -20,7 +20,8 @@ use gdbstub::target::ext::process_info::ProcessInfoOps;
 use gdbstub::target::ext::target_description_xml_override::TargetDescriptionXmlOverrideOps;
 use gdbstub::target::{Target, TargetError};
 use guest_debug::arm64::Reg;
-use guest_debug::{ResumeAction, VcpuId, VcpuState};
+use guest_debug::{Breakpoint, ResumeAction, StopReason, VcpuId, VcpuState};
+use std::collections::HashSet;
 
 /// What a client set up and relies on, beside gdbstub's own state.
 #[derive(Debug, Default)]
@@ -39,6 +40,23 @@ pub(crate) struct ClientState {
     pub refusal: Option<String>,
     /// The same for `monitor breakpoints`, until one is inserted.
     pub last_refusal: Option<String>,
+    /// Everything that it has ever inserted.
+    pub inserted: HashSet<Breakpoint>,
+}
+
+impl ClientState {
+    /// Whether the client knows of the breakpoint behind a stop. It does not know those of a client before it.
+    pub(crate) fn knows(&self, reason: StopReason) -> bool {
+        match reason {
+            StopReason::HardwareBreakpoint(at) => self.inserted.contains(&Breakpoint::Hardware(at)),
+            StopReason::SoftwareBreakpoint(at) => self.inserted.contains(&Breakpoint::Software(at)),
+            StopReason::Watchpoint { kind: hit, address: at } => self.inserted.iter().any(|breakpoint| {
+                matches!(breakpoint, Breakpoint::Watch { kind, address, length }
+                    if *kind == hit && at.0.wrapping_sub(address.0) < *length)
+            }),
+            StopReason::Step | StopReason::Interrupt | StopReason::Unsupported(_) => true,
+        }
+    }
 }
 
 /// A VM with a client attached.
