@@ -50,7 +50,10 @@ impl Operations for Vm {
                 format!("{client}, {} breakpoints and watchpoints", session.breakpoints().len())
             }
         };
-        Ok(format!("{} vCPUs, {debug}", self.vcpus().len()))
+        let states = self.session().map(|session| session.vcpu_states()).unwrap_or_default();
+        let vcpus: Vec<_> = states.iter().map(|state| format!("{state:?}").to_lowercase()).collect();
+        let vcpus = if vcpus.is_empty() { String::new() } else { format!(" ({})", vcpus.join(", ")) };
+        Ok(format!("{} vCPUs{vcpus}, {debug}", self.vcpus().len()))
     }
 
     fn quit(&self) {
