@@ -58,6 +58,8 @@ pub struct Guest {
     pub gdb: Forward,
     /// Path of that socket in the host.
     pub socket: String,
+    /// Path of its control socket in the host.
+    pub control: String,
 }
 
 impl Guest {
@@ -80,29 +82,44 @@ pub fn install(context: &Context, host: &KvmHost) -> Result<String> {
 /// # Errors
 /// If the VMM ends before; with its output.
 pub fn start(context: &Context, host: &KvmHost, vmm: &str, options: &GuestOptions) -> Result<Guest> {
-    static GUESTS: AtomicU32 = AtomicU32::new(0);
-    let number = GUESTS.fetch_add(1, Ordering::Relaxed);
-    let socket = host.path(&format!("gdb-{}-{number}.sock", std::process::id()));
     let kernel = match &options.kernel {
         Some(kernel) => kernel.clone(),
         None => assets::kernel(&context.packages)?.image,
     };
-    let mut argv = vec![vmm.to_owned(), "run".to_owned(), "--kernel".to_owned(), upload(host, &kernel)?];
+    let mut arguments = vec!["run".to_owned(), "--kernel".to_owned(), upload(host, &kernel)?];
     if let Some(initrd) = &options.initrd {
-        argv.extend(["--initrd".to_owned(), upload(host, initrd)?]);
+        arguments.extend(["--initrd".to_owned(), upload(host, initrd)?]);
     }
-    argv.extend(["--cmdline".to_owned(), options.cmdline.clone()]);
-    argv.extend(["--cpus".to_owned(), options.cpus.to_string()]);
-    argv.extend(["--memory".to_owned(), options.memory.to_string()]);
-    argv.extend(["--gdb".to_owned(), format!("unix:{socket}")]);
+    arguments.extend(["--cmdline".to_owned(), options.cmdline.clone()]);
+    arguments.extend(["--cpus".to_owned(), options.cpus.to_string()]);
+    arguments.extend(["--memory".to_owned(), options.memory.to_string()]);
     if options.wait_for_gdb {
-        argv.push("--wait-for-gdb".to_owned());
+        arguments.push("--wait-for-gdb".to_owned());
     }
-    argv.extend(options.extra.iter().cloned());
+    arguments.extend(options.extra.iter().cloned());
+    launch(host, vmm, arguments, true)
+}
+
+/// Starts a VMM with these arguments, and sockets for control and, if it is to have one, for gdb. Waits until they are
+/// there.
+///
+/// # Errors
+/// If the VMM ends before; with its output.
+pub fn launch(host: &KvmHost, vmm: &str, arguments: Vec<String>, gdb: bool) -> Result<Guest> {
+    static GUESTS: AtomicU32 = AtomicU32::new(0);
+    let number = GUESTS.fetch_add(1, Ordering::Relaxed);
+    let path = |kind: &str| host.path(&format!("{kind}-{}-{number}.sock", std::process::id()));
+    let (socket, control) = (path("gdb"), path("control"));
+    let mut argv = vec![vmm.to_owned()];
+    argv.extend(arguments);
+    argv.extend(["--control".to_owned(), control.clone()]);
+    if gdb {
+        argv.extend(["--gdb".to_owned(), format!("unix:{socket}")]);
+    }
     let vmm = host.spawn(&HostCommand { argv, env: Vec::new() })?;
-    wait_for_socket(host, &vmm, &socket)?;
+    wait_for_socket(host, &vmm, if gdb { &socket } else { &control })?;
     let gdb = host.forward(Endpoint::Unix(socket.clone()))?;
-    Ok(Guest { vmm, gdb, socket })
+    Ok(Guest { vmm, gdb, socket, control })
 }
 
 fn upload(host: &KvmHost, path: &Path) -> Result<String> {
@@ -119,7 +136,7 @@ fn wait_for_socket(host: &KvmHost, vmm: &HostProcess, socket: &str) -> Result<()
             if exit.success() {
                 return Ok(());
             }
-            anyhow::bail!("no gdb socket after {} s; the VMM says\n{}", SOCKET_TIMEOUT.as_secs(), vmm.output_text());
+            anyhow::bail!("no socket after {} s; the VMM says\n{}", SOCKET_TIMEOUT.as_secs(), vmm.output_text());
         }
         if let Some(exit) = vmm.wait(Duration::ZERO)? {
             anyhow::bail!("the VMM ended with {exit}:\n{}", vmm.output_text());

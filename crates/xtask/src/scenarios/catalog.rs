@@ -7,7 +7,7 @@
 //! ```
 //!
 //! so that adding a scenario means adding a file. Keys: `guest` is `bare` or `linux`; `cpus` and `timeout` (seconds) are
-//! numbers; `tool` is `gdb` (the default: the file runs inside gdb) or `python`; `last=yes` puts a scenario that leaves
+//! numbers; `moves=yes` gives it a Linux guest of its own that it may save and move; `tool` is `gdb` (the default: the file runs inside gdb) or `python`; `last=yes` puts a scenario that leaves
 //! its guest changed behind the others of that guest.
 
 use std::fs;
@@ -51,6 +51,8 @@ pub(super) struct Scenario {
     pub interpreter: Interpreter,
     /// Runs behind the others of its guest.
     pub last: bool,
+    /// Has a guest of its own, which it saves and moves.
+    pub moves: bool,
 }
 
 /// All scenarios of a directory, in the order in which they run: those that can share a guest side by side.
@@ -66,7 +68,7 @@ pub(super) fn load(directory: &Path) -> Result<Vec<Scenario>> {
             scenarios.push(parse(&path, &text).with_context(|| format!("{}, first line", path.display()))?);
         }
     }
-    scenarios.sort_by(|a, b| (a.guest, a.last, &a.name).cmp(&(b.guest, b.last, &b.name)));
+    scenarios.sort_by(|a, b| (a.guest, a.moves, a.last, &a.name).cmp(&(b.guest, b.moves, b.last, &b.name)));
     Ok(scenarios)
 }
 
@@ -74,7 +76,8 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
     let first = text.lines().next().unwrap_or_default();
     let pairs = first.strip_prefix(DECLARATION).with_context(|| format!("it does not start with {DECLARATION:?}"))?;
     let name = path.file_stem().and_then(|stem| stem.to_str()).context("its name is no text")?;
-    let (mut guest, mut cpus, mut timeout, mut interpreter, mut last) = (None, None, None, Interpreter::Gdb, false);
+    let (mut guest, mut cpus, mut timeout, mut interpreter) = (None, None, None, Interpreter::Gdb);
+    let (mut last, mut moves) = (false, false);
     for pair in pairs.split_whitespace() {
         let (key, value) = pair.split_once('=').with_context(|| format!("{pair:?} is not of the form key=value"))?;
         let number = || value.parse::<u32>().map_err(|_| anyhow!("{key}={value} is no number"));
@@ -86,6 +89,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
             ("tool", "gdb") => interpreter = Interpreter::Gdb,
             ("tool", "python") => interpreter = Interpreter::Python,
             ("last", "yes") => last = true,
+            ("moves", "yes") => moves = true,
             _ => bail!("{pair:?} is unknown"),
         }
     }
@@ -97,6 +101,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
         timeout: timeout.context("it has no timeout=")?,
         interpreter,
         last,
+        moves,
     })
 }
 
@@ -112,7 +117,8 @@ mod tests {
     #[test]
     fn a_declaration_says_everything() {
         let scenario =
-            parsed("# scenario: guest=linux cpus=2 timeout=90 tool=python last=yes\n\"\"\"Text.\"\"\"").unwrap();
+            parsed("# scenario: guest=linux cpus=2 timeout=90 tool=python last=yes moves=yes\n\"\"\"Text.\"\"\"")
+                .unwrap();
         let expected = Scenario {
             name: "some-name".to_owned(),
             path: "dir/some-name.py".into(),
@@ -121,6 +127,7 @@ mod tests {
             timeout: Duration::from_secs(90),
             interpreter: Interpreter::Python,
             last: true,
+            moves: true,
         };
         assert_eq!(scenario, expected);
     }
@@ -145,7 +152,8 @@ mod tests {
         let scenarios = load(&paths::root().join("tests/scenarios")).unwrap();
         assert!(scenarios.len() > 30, "{} scenarios", scenarios.len());
         assert!(scenarios.windows(2).all(|pair| pair[0].guest <= pair[1].guest));
-        let shared: Vec<_> = scenarios.iter().filter(|scenario| scenario.guest == GuestKind::Linux).collect();
+        let shared: Vec<_> =
+            scenarios.iter().filter(|scenario| scenario.guest == GuestKind::Linux && !scenario.moves).collect();
         assert!(shared.windows(2).all(|pair| pair[0].last <= pair[1].last));
         assert!(
             shared.iter().all(|scenario| scenario.cpus == 2),

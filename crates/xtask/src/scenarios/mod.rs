@@ -1,12 +1,14 @@
 //! `cargo xtask scenarios`: gdb against running guests.
 
 mod catalog;
+mod fleet;
 mod guests;
 mod script;
 mod vmm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -21,11 +23,15 @@ use crate::report::{CaseResult, Counts, Status};
 use crate::symbols::kernel_symbols;
 use crate::vmm::GuestOptions;
 use catalog::{GuestKind, Scenario};
+use fleet::Fleet;
 use script::Facts;
 use vmm::{QemuTcg, ReferenceVmm, RunningGuest, Vmm};
 
 /// How long the Linux guest may take to its init, in a guest of an emulated host on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Memory in MiB of a guest that moves: enough for Debian's kernel, and little to move.
+const MOVING_MEMORY: u32 = 128;
 
 /// What init prints (tests/guest/agent.c).
 const AGENT_READY: &str = "guest agent ready";
@@ -128,6 +134,9 @@ impl Suite<'_> {
     }
 
     fn attempt(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
+        if scenario.moves {
+            return self.attempt_moves(scenario);
+        }
         let (mut guest, facts) = match scenario.guest {
             GuestKind::Bare => self.bare(scenario)?,
             GuestKind::Linux => self.linux(scenario)?,
@@ -150,6 +159,27 @@ impl Suite<'_> {
         Ok((status, reason))
     }
 
+    /// A scenario that moves its guest: what becomes of the guest is its own business.
+    fn attempt_moves(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
+        let Some(mover) = self.vmm.mover() else {
+            return Ok((Status::Skipped, Some("this VMM's guests can't be moved by the suite".to_owned())));
+        };
+        // The host's memory is not for guests that nobody uses.
+        self.guest = None;
+        let (guest, facts) = self.new_linux(scenario, MOVING_MEMORY)?;
+        let guest: Arc<dyn RunningGuest> = guest.into();
+        let connection = [("GDB_TARGET", guest.address()), ("GDB_CPUS", scenario.cpus.to_string())];
+        let outcome = Fleet::new(mover, guest.clone()).serve(|socket| {
+            let fleet = [("FLEET", socket.display().to_string())];
+            script::run(scenario, &[facts.as_slice(), &connection, &fleet].concat())
+        })?;
+        if outcome.status == Status::Failed {
+            note(format!("{}: its output ends with\n{}", scenario.name, tail(&outcome.output)));
+            note(format!("{}: the first VMM's messages end with\n{}", scenario.name, tail(&guest.output())));
+        }
+        Ok((outcome.status, outcome.reason))
+    }
+
     /// A new bare-metal guest that has executed nothing yet.
     fn bare(&self, scenario: &Scenario) -> Result<(Box<dyn RunningGuest>, Facts)> {
         let elf = guests::bare(self.context, &self.vmm.layout())?;
@@ -168,12 +198,17 @@ impl Suite<'_> {
         if let Some(guest) = self.guest.take().filter(|guest| guest.cpus == scenario.cpus) {
             return Ok((guest.running, guest.facts));
         }
+        self.new_linux(scenario, GuestOptions::default().memory)
+    }
+
+    fn new_linux(&self, scenario: &Scenario, memory: u32) -> Result<(Box<dyn RunningGuest>, Facts)> {
         let (agent, initrd) = guests::agent(self.context)?;
         let symbols = kernel_symbols(self.context, self.host)?;
         let mut guest = self.vmm.start(&GuestOptions {
             initrd: Some(initrd),
             cmdline: format!("console={} nokaslr quiet panic=-1", self.vmm.console()),
             cpus: scenario.cpus,
+            memory,
             ..GuestOptions::default()
         })?;
         guest.wait_for(AGENT_READY, BOOT_TIMEOUT)?;

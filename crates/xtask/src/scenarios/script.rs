@@ -117,6 +117,7 @@ mod tests {
             timeout,
             interpreter: Interpreter::Python,
             last: false,
+            moves: false,
         };
         run(&scenario, &vec![("FACT", "a fact".to_owned())]).unwrap()
     }

@@ -4,19 +4,27 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use kvm_agent::Signal;
+
+use super::fleet::Landing;
 use super::guests::GuestLayout;
 use crate::assets;
 use crate::context::Context;
-use crate::host::KvmHost;
+use crate::host::{KvmHost, command};
 use crate::packages::Tool;
 use crate::paths;
-use crate::progress::tail;
+use crate::progress::{note, tail};
 use crate::vmm::{self, Guest, GuestOptions};
+
+/// Directory in the host for snapshots.
+const SNAPSHOTS: &str = "snapshots";
 
 /// A VMM under test.
 pub(super) trait Vmm {
@@ -28,10 +36,42 @@ pub(super) trait Vmm {
 
     /// Starts a guest; its gdb socket is open when this returns.
     fn start(&self, options: &GuestOptions) -> Result<Box<dyn RunningGuest>>;
+
+    /// For saving and moving its guests, if it can.
+    fn mover(&self) -> Option<&dyn Mover> {
+        None
+    }
+}
+
+/// How a VMM saves and moves its guests. Snapshots have names, and are wherever the VMM can reach them.
+pub(super) trait Mover: Sync {
+    /// Saves a guest; answers what the VMM says of it.
+    fn snapshot(&self, guest: &dyn RunningGuest, name: &str) -> Result<String>;
+
+    /// Starts a VMM with a guest that was saved.
+    fn restore(&self, name: &str, landing: &Landing) -> Result<Arc<dyn RunningGuest>>;
+
+    /// Starts a VMM that waits for a guest.
+    fn receive(&self, landing: &Landing) -> Result<Arc<dyn RunningGuest>>;
+
+    /// Moves a guest to a VMM that waits for one; answers what the VMM says of it.
+    fn send(&self, guest: &dyn RunningGuest, to: &dyn RunningGuest) -> Result<String>;
+
+    /// What the VMM says of a guest.
+    fn status(&self, guest: &dyn RunningGuest) -> Result<String>;
+
+    /// Runs a shell command where the snapshots are; answers its exit code and what it printed.
+    fn shell(&self, command: &str) -> Result<(u8, String)>;
+
+    /// Copies a snapshot to a new directory on this machine.
+    fn fetch(&self, name: &str, directory: &Path) -> Result<()>;
+
+    /// Removes all snapshots.
+    fn tidy(&self);
 }
 
 /// A guest that was started; dropped, it ends.
-pub(super) trait RunningGuest {
+pub(super) trait RunningGuest: Send + Sync {
     /// What gdb's `target remote` takes.
     fn address(&self) -> String;
 
@@ -40,6 +80,24 @@ pub(super) trait RunningGuest {
 
     /// How the VMM ended, if it has.
     fn ended(&mut self) -> Option<String>;
+
+    /// The same, when it ends in this time.
+    fn ended_within(&self, _: Duration) -> Option<String> {
+        None
+    }
+
+    /// Ends the VMM without a warning, as SIGKILL does. It is gone when this returns.
+    ///
+    /// # Errors
+    /// If it can't be.
+    fn kill(&self) -> Result<()> {
+        bail!("guests of this VMM can't be killed")
+    }
+
+    /// Path of the VMM's control socket, where its guests can be moved.
+    fn control(&self) -> &str {
+        ""
+    }
 
     /// Waits for a text on the console.
     ///
@@ -63,6 +121,11 @@ pub(super) trait RunningGuest {
 /// reference-vmm on a KVM host.
 pub(super) struct ReferenceVmm<'a> {
     context: &'a Context,
+    mover: ReferenceMover<'a>,
+}
+
+/// The same, as far as it needs no files of this machine.
+struct ReferenceMover<'a> {
     host: &'a KvmHost,
     /// Its path in the host.
     program: String,
@@ -75,7 +138,7 @@ impl<'a> ReferenceVmm<'a> {
             Some(binary) => host.upload_program(binary)?,
             None => vmm::install(context, host)?,
         };
-        Ok(Self { context, host, program })
+        Ok(Self { context, mover: ReferenceMover { host, program } })
     }
 }
 
@@ -90,7 +153,91 @@ impl Vmm for ReferenceVmm<'_> {
     }
 
     fn start(&self, options: &GuestOptions) -> Result<Box<dyn RunningGuest>> {
-        Ok(Box::new(vmm::start(self.context, self.host, &self.program, options)?))
+        Ok(Box::new(vmm::start(self.context, self.mover.host, &self.mover.program, options)?))
+    }
+
+    fn mover(&self) -> Option<&dyn Mover> {
+        Some(&self.mover)
+    }
+}
+
+impl ReferenceMover<'_> {
+    fn land(&self, mut arguments: Vec<String>, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
+        if landing.hold {
+            arguments.push("--wait-for-gdb".to_owned());
+        }
+        for (option, limit) in [("--max-watchpoints", landing.watchpoints), ("--max-breakpoints", landing.breakpoints)]
+        {
+            arguments.extend(limit.into_iter().flat_map(|limit| [option.to_owned(), limit.to_string()]));
+        }
+        Ok(Arc::new(vmm::launch(self.host, &self.program, arguments, landing.gdb)?))
+    }
+
+    fn tell(&self, guest: &dyn RunningGuest, words: &[&str]) -> Result<String> {
+        let argv = [&[self.program.as_str()], words, &["--control", guest.control()]].concat();
+        let output = self.host.output(&command(argv))?;
+        if !output.exit.success() {
+            bail!("{}", output.stderr_text().trim());
+        }
+        Ok(output.stdout_text().trim().to_owned())
+    }
+}
+
+impl Mover for ReferenceMover<'_> {
+    fn snapshot(&self, guest: &dyn RunningGuest, name: &str) -> Result<String> {
+        self.shell("true")?;
+        self.tell(guest, &["snapshot", &format!("{}/{name}", self.host.path(SNAPSHOTS))])
+    }
+
+    fn restore(&self, name: &str, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
+        let mut path = format!("{}/{name}", self.host.path(SNAPSHOTS));
+        if landing.plain {
+            // What such a VMM does not know it does not read.
+            let copy = format!("{name}.plain");
+            self.shell(&format!("rm -rf {copy}; cp -r {name} {copy}"))?;
+            path = format!("{}/{copy}", self.host.path(SNAPSHOTS));
+        }
+        self.land(vec!["restore".to_owned(), path], landing)
+    }
+
+    fn receive(&self, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
+        static ADDRESSES: AtomicU32 = AtomicU32::new(0);
+        let number = ADDRESSES.fetch_add(1, Ordering::Relaxed);
+        let address = format!("unix:{}", self.host.path(&format!("move-{}-{number}", std::process::id())));
+        self.land(vec!["receive".to_owned(), address], landing)
+    }
+
+    fn send(&self, guest: &dyn RunningGuest, to: &dyn RunningGuest) -> Result<String> {
+        let output = to.output();
+        let address = output.lines().find_map(|line| line.split_once("waiting for a VM at ")).map(|(_, at)| at.trim());
+        self.tell(guest, &["migrate", address.with_context(|| format!("the destination is not waiting:\n{output}"))?])
+    }
+
+    fn status(&self, guest: &dyn RunningGuest) -> Result<String> {
+        self.tell(guest, &["status"])
+    }
+
+    fn shell(&self, text: &str) -> Result<(u8, String)> {
+        let directory = self.host.path(SNAPSHOTS);
+        let script = format!("mkdir -p {directory} && cd {directory} && {{ {text}; }} 2>&1");
+        let output = self.host.output(&command(["sh", "-c", &script]))?;
+        Ok((output.exit.shell_code(), output.stdout_text()))
+    }
+
+    fn fetch(&self, name: &str, directory: &Path) -> Result<()> {
+        paths::remove(directory)?;
+        fs::create_dir_all(directory)?;
+        for file in ["state.json", "memory"] {
+            let bytes = self.host.download(&format!("{}/{name}/{file}", self.host.path(SNAPSHOTS)))?;
+            fs::write(directory.join(file), bytes).with_context(|| format!("writing {}", directory.display()))?;
+        }
+        Ok(())
+    }
+
+    fn tidy(&self) {
+        if let Err(error) = self.shell("rm -rf ./*") {
+            note(format!("snapshots stay in the host: {error:#}"));
+        }
     }
 }
 
@@ -104,10 +251,24 @@ impl RunningGuest for Guest {
     }
 
     fn ended(&mut self) -> Option<String> {
-        match self.vmm.wait(Duration::ZERO) {
+        self.ended_within(Duration::ZERO)
+    }
+
+    fn ended_within(&self, time: Duration) -> Option<String> {
+        match self.vmm.wait(time) {
             Ok(exit) => exit.map(|exit| exit.to_string()),
             Err(error) => Some(format!("{error:#}")),
         }
+    }
+
+    fn kill(&self) -> Result<()> {
+        self.vmm.signal(Signal::Kill)?;
+        self.vmm.wait(Duration::from_secs(60))?.context("it is still there after 60 s")?;
+        Ok(())
+    }
+
+    fn control(&self) -> &str {
+        &self.control
     }
 }
 
