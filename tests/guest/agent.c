@@ -23,6 +23,7 @@ enum command {
     CMD_HAMMER,   /* getpid on each CPU, from now on */
     CMD_CALM,     /* and its end */
     CMD_REBOOT,
+    CMD_SPIN,     /* a line that takes `argument` rounds, for a step that takes its time */
 };
 
 /* Set by the debugger. */
@@ -116,6 +117,13 @@ __attribute__((noinline, optimize("O0"))) uint64_t lines(uint64_t value)
     return c;                     /* LINES-5 */
 }
 
+/* The step over the first line ends on the second one. */
+__attribute__((noinline, optimize("O0"))) void spin(uint64_t rounds)
+{
+    for (volatile uint64_t i = 0; i < rounds; i++);
+    lines_result = rounds;
+}
+
 /* The debugger stops here to give a command. */
 __attribute__((noinline)) void agent_poll(void)
 {
@@ -140,6 +148,7 @@ static void run_command(uint64_t number)
             functions[i]();
         break;
     case CMD_LINES: lines(argument); break;
+    case CMD_SPIN: spin(argument); break;
     case CMD_HAMMER:
         syscall_rounds = UINT64_MAX;
         pthread_barrier_wait(&barrier);

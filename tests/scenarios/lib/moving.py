@@ -1,0 +1,96 @@
+"""What the scenarios that move a Linux guest share: breakpoints of every kind on the way of one command of the agent."""
+
+from __future__ import annotations
+
+import gdb
+
+from fleet import Vm
+from gdbcase import *
+from linux import *
+
+# One round of the agent's "syscalls" goes through all of them, on both vCPUs.
+HARDWARE = SYSCALL
+SOFTWARE = "__task_pid_nr_ns"
+
+
+def arm() -> None:
+    """Sets everything, and keeps it inserted while the guest is stopped: otherwise gdb takes it out at every stop."""
+    gdb.execute("set breakpoint always-inserted on", to_string=True)
+    hbreak(HARDWARE)
+    sbreak(SOFTWARE)
+    watch(sym("syscalls"), 16)
+    hbreak("agent_done")
+
+
+def forget() -> None:
+    """Leaves a VM as it is, and everything in it: gdb itself must know nothing of what was set."""
+    try:
+        gdb.execute("disconnect", to_string=True)
+    except gdb.error:
+        pass
+    delete_all()
+
+
+def meet(vm: Vm) -> Stop:
+    """Connects to another VM; where it is stopped."""
+    gdb.execute("set breakpoint always-inserted off", to_string=True)
+    gdb.execute(f"target remote {vm.address}", to_string=True)
+    return Stop(None)
+
+
+def listed() -> str:
+    return gdb.execute("monitor breakpoints", to_string=True)
+
+
+def everything_listed() -> None:
+    """The session has what `arm` has set, whatever gdb knows."""
+    text = listed()
+    for kind, address in (
+        ("hardware breakpoint", HARDWARE), ("hardware breakpoint", "agent_done"),
+        ("software breakpoint", SOFTWARE), ("write watchpoint", "syscalls"),
+    ):
+        check(f"{kind} at {sym(address):#x}" in text, f"no {kind} at {address} in\n{text}")
+
+
+def where_it_is() -> str:
+    """Which of the breakpoints the current thread is at."""
+    pc = reg("pc")
+    for name in (HARDWARE, SOFTWARE, "agent_done"):
+        if pc == sym(name):
+            return name
+    return "syscalls" if where(pc).split(" ")[0] in ("syscall_thread", "main") else where(pc)
+
+
+def hits_of_a_round() -> dict[str, int]:
+    """Runs one round of the agent with what the session has, and counts where it stops."""
+    poll()
+    command("syscalls", 1)
+    return hits_to_the_end()
+
+
+def hits_to_the_end() -> dict[str, int]:
+    """The same, for a round that has begun."""
+    hits: dict[str, int] = {}
+    while True:
+        cont()
+        place = where_it_is()
+        hits[place] = hits.get(place, 0) + 1
+        if place == "agent_done":
+            return hits
+        check(sum(hits.values()) < 1000, f"it never ends: {hits}")
+
+
+def a_whole_round(hits: dict[str, int], known: bool = False) -> None:
+    """Every breakpoint, as often as the guest itself comes by, on both vCPUs.
+
+    The counters are cleared first, which writes them as well: gdb does not show a write that changes nothing for a watch
+    that it knows.
+    """
+    equal("hits of the hardware breakpoint", hits.get(HARDWARE), 2)
+    equal("hits of the software breakpoint", hits.get(SOFTWARE), 2)
+    counted = hits.get("syscalls", 0)
+    check(counted == 2 if known else counted in (3, 4), f"hits {hits}")
+    equal("calls that the guest counted", [u64(sym("syscalls") + 8 * n) for n in range(2)], [1, 1])
+
+
+__all__ = [name for name in dir() if not name.startswith("_")]

@@ -1,0 +1,40 @@
+# scenario: guest=linux cpus=2 timeout=300 moves=yes
+"""A session that goes to a VM without a debugger sleeps: the guest runs clean, and a client finds everything later."""
+
+from fleet import *
+from moving import *
+
+
+def no_breakpoint_in(name: str) -> None:
+    """None of guest memory holds our BRK, whose imm16 is 0x67db."""
+    code, text = shell(f"grep -c -a -F \"$(printf '\\140\\373\\054\\324')\" {name}/memory")
+    equal(f"exit code of the search in {name}, which found {text.strip()}", code, 1)
+
+
+def body() -> None:
+    poll()
+    arm()
+    # A stop, at which what is saved with breakpoints has to be what is saved without any.
+    snapshot(FIRST, "armed")
+    everything_listed()
+    delete_all()
+    snapshot(FIRST, "clean")
+    code, text = shell("cmp armed/memory clean/memory")
+    equal(f"comparison of memory ({text.strip()})", code, 0)
+    no_breakpoint_in("armed")
+
+    asleep = restore("armed", gdb=False)
+    check("dormant" in status(asleep), status(asleep))
+    snapshot(asleep, "asleep")
+    no_breakpoint_in("asleep")
+    forget()
+
+    for landing in ({"gdb": True}, {"gdb": True, "hold": True}):
+        awake = restore("asleep", **landing)
+        meet(awake)
+        everything_listed()
+        a_whole_round(hits_of_a_round())
+        forget()
+
+
+run(body)
