@@ -442,6 +442,22 @@ fn moved_to_and_fro_while_breakpoints_hit() {
 }
 
 #[test]
+fn a_watch_that_is_told_again_after_a_move_is_remembered_once() {
+    let mut vm = Vm::new(1, &[STR_X1_X0, branch(0)]).start();
+    vm.set(0, Reg::X(0), RAM + 0x1000);
+    vm.session.insert(V0, write_watch(RAM + 0x1000, 8)).unwrap();
+    vm.session.resume(&[]).unwrap();
+    let told = vm.stop();
+    for _ in 0..3 {
+        let state = save(&vm);
+        assert_eq!(state.vcpus[0].told.as_ref().unwrap().watches, [RAM + 0x1000]);
+        vm = moved(&vm, &state);
+        vm.session.attach().unwrap();
+        assert_eq!(vm.stop(), told);
+    }
+}
+
+#[test]
 fn the_state_does_not_fit_a_host_without_the_slots() {
     let vm = Vm::new(1, &LOOP).start();
     vm.session.insert(V0, write_watch(RAM + 0x1000, 8)).unwrap();

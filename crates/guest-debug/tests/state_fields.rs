@@ -99,6 +99,8 @@ fn architecture() {
 fn attached() {
     let client = |field: &str| StateError::Field { field: field.into(), problem: FieldError::NotAttached };
     let mut state = GuestDebugState { attached: false, ..sample() };
+    assert_eq!(check(&state), Err(client("selected_vcpu")));
+    state.selected_vcpu = None;
     assert_eq!(check(&state), Err(client("hardware")));
     state.hardware.clear();
     assert_eq!(check(&state), Err(client("watches")));
@@ -111,6 +113,8 @@ fn attached() {
     state.pending.clear();
     assert_eq!(check(&state), Err(client("put_aside")));
     state.put_aside.clear();
+    assert_eq!(check(&state), Err(client("vcpus[0].told")));
+    state.vcpus[0].told = None;
     let stranded = StateError::Field { field: "vcpus[0].mode".into(), problem: FieldError::Stranded };
     assert_eq!(check(&state), Err(stranded));
     state.held = true;
@@ -149,6 +153,32 @@ fn watches() {
     bad(|state| state.watches[2].length = u64::MAX, "watches[2].length", wraps.into());
     let beyond = WatchError::NonCanonical { address: 1 << 60 };
     bad(|state| state.watches[2].address = 1 << 60, "watches[2].address", beyond.into());
+    // Three of the sample's and one more for every doubleword.
+    let doublewords = |count| (0..count).map(|index| 0x1_0000 + index * 16).collect::<Vec<_>>();
+    let watch = |address| WatchState { address, length: 8, kind: WatchKind::Write };
+    let slots = FieldError::Slots { needed: 17, most: 16 };
+    bad(|state| state.watches.extend(doublewords(14).into_iter().map(watch)), "watches", slots);
+    let many = FieldError::TooMany { count: 257, most: 256 };
+    bad(|state| state.watches = doublewords(257).into_iter().map(watch).collect(), "watches", many);
+}
+
+#[test]
+fn told() {
+    let told = |state: &mut GuestDebugState, watches| state.vcpus[1].told = Some(ToldState { pc: 3, watches });
+    let mut anywhere = sample();
+    told(&mut anywhere, vec![0x1000, u64::MAX]);
+    assert_eq!(check(&anywhere), Ok(()), "a guest can branch to any address");
+    let beyond = WatchError::NonCanonical { address: 1 << 60 };
+    bad(|state| told(state, vec![0, 1 << 60]), "vcpus[1].told.watches[1]", beyond.into());
+    bad(|state| told(state, vec![8, 16, 8]), "vcpus[1].told.watches[2]", FieldError::Twice);
+    let many = FieldError::TooMany { count: 65, most: 64 };
+    bad(|state| told(state, (0..65).collect()), "vcpus[1].told.watches", many);
+    let elsewhere = |state: &mut GuestDebugState| state.vcpus[0].told.iter_mut().for_each(|told| told.pc += 4);
+    bad(elsewhere, "vcpus[0].told", FieldError::NotTold { pc: TEXT });
+    bad(|state| state.vcpus[0].told = None, "vcpus[0].told", FieldError::NotTold { pc: TEXT });
+    let interrupt = StopState { vcpu: 1, pc: 0, reason: StopReasonState::Interrupt };
+    let interrupted = GuestDebugState { reported: Some(interrupt), ..sample() };
+    assert_eq!(check(&interrupted), Ok(()), "an interrupt says nothing of the place");
 }
 
 #[test]
@@ -203,6 +233,17 @@ fn stops() {
     bad(|state| state.reported.iter_mut().for_each(|stop| stop.pc = 4), "reported.pc", elsewhere);
     let moved = |state: &mut GuestDebugState| state.pending[0].reason = StopReasonState::SoftwareBreakpoint(4);
     bad(moved, "pending[0].pc", FieldError::Pc { pc: TEXT + 0x40, address: 4 });
+    let reason = |reason, problem| bad(|state| state.pending[0].reason = reason, "pending[0].reason", problem);
+    let misaligned = |address| FieldError::from(DbgRegError::Misaligned { address });
+    reason(StopReasonState::SoftwareBreakpoint(6), misaligned(6));
+    reason(StopReasonState::HardwareBreakpoint(6), misaligned(6));
+    let beyond = 1 << 60;
+    reason(StopReasonState::HardwareBreakpoint(beyond), DbgRegError::NonCanonical { address: beyond }.into());
+    let hit = WatchHit { kind: WatchKind::Read, address: beyond };
+    reason(StopReasonState::Watchpoint(hit), WatchError::NonCanonical { address: beyond }.into());
+    let more = |list: &mut Vec<StopState>, count| *list = vec![list[0]; count];
+    bad(|state| more(&mut state.pending, 7), "pending", FieldError::TooMany { count: 7, most: 6 });
+    bad(|state| more(&mut state.put_aside, 3), "put_aside", FieldError::TooMany { count: 3, most: 2 });
     for reason in [StopReasonState::Step, StopReasonState::Interrupt] {
         bad(|state| state.put_aside[0].reason = reason, "put_aside[0].reason", FieldError::Reason);
     }

@@ -5,7 +5,7 @@ use super::software::{InsertError, Removed};
 use super::table::{Plan, Tables, Watch};
 use super::{BreakpointInfo, DebugSession, QUIET_TIMEOUT, STOP_TIMEOUT, SessionError, free};
 use crate::arm64::{Reg, watch};
-use crate::state::StopState;
+use crate::state::{MAX_TOLD, StopState};
 use crate::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, VcpuId};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
@@ -141,7 +141,14 @@ impl DebugSession {
             let slot = self.slot(event.vcpu)?;
             let known = slot.told().filter(|told| Some(told.pc) == pc);
             let mut watches = known.map(|told| told.watches).unwrap_or_default();
-            if let StopReason::Watchpoint { address, .. } = event.reason {
+            // After a move the same stop is told again.
+            if let StopReason::Watchpoint { address, .. } = event.reason
+                && !watches.contains(&address)
+            {
+                if watches.len() == MAX_TOLD {
+                    // It hits once more if it is still there.
+                    watches.remove(0);
+                }
                 watches.push(address);
             }
             slot.set_told(pc.map(|pc| Told { pc, watches }));

@@ -2,16 +2,21 @@
 
 use super::{
     Architecture, FieldError, GuestDebugState, STATE_VERSION, SoftwareState, StateError, StopReasonState, StopState,
-    VcpuMode,
+    ToldState, VcpuMode, WatchHit,
 };
-use crate::DebugCaps;
+use crate::arm64::dbgreg::DbgRegError;
 use crate::arm64::{BreakpointSlot, WatchSlot, watch};
 use crate::session::BRK;
+use crate::{DebugCaps, WatchKind};
 
 /// The smallest granule: what is on the same page has the same address inside it, virtual and physical.
 const PAGE: u64 = 4096;
 /// Breakpoint slots that an arm64 vCPU can have, `KVM_ARM_MAX_DBG_REGS`. No session gets beyond that.
 const MAX_SLOTS: usize = 16;
+/// Watches that share [`MAX_SLOTS`] slots at most: each begins where one of them begins, and ends where one ends.
+const MAX_WATCHES: usize = MAX_SLOTS * MAX_SLOTS;
+/// Watches of one instruction that a session remembers to have told: each of them slows the next watchpoint exit down.
+pub(crate) const MAX_TOLD: usize = 64;
 
 /// How a state fits a host that can take it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,10 +74,7 @@ pub fn check(state: &GuestDebugState) -> Result<(), StateError> {
 }
 
 fn check_hardware(state: &GuestDebugState) -> Result<(), StateError> {
-    if state.hardware.len() > MAX_SLOTS {
-        let problem = FieldError::TooMany { count: state.hardware.len(), most: MAX_SLOTS };
-        return Err(field("hardware", problem));
-    }
+    at_most("hardware", state.hardware.len(), MAX_SLOTS)?;
     ascending(&state.hardware, |address| *address, |index| format!("hardware[{index}]"))?;
     for (index, address) in state.hardware.iter().enumerate() {
         BreakpointSlot::new(*address).map_err(|error| field(format!("hardware[{index}]"), error))?;
@@ -81,6 +83,7 @@ fn check_hardware(state: &GuestDebugState) -> Result<(), StateError> {
 }
 
 fn check_watches(state: &GuestDebugState) -> Result<(), StateError> {
+    at_most("watches", state.watches.len(), MAX_WATCHES)?;
     let key = |watch: &super::WatchState| (watch.address, watch.length, watch.kind);
     ascending(&state.watches, key, |index| format!("watches[{index}]"))?;
     for (index, asked) in state.watches.iter().enumerate() {
@@ -92,7 +95,8 @@ fn check_watches(state: &GuestDebugState) -> Result<(), StateError> {
             field(format!("watches[{index}].{part}"), error)
         })?;
     }
-    Ok(())
+    let needed = watch_slots(state);
+    if needed > MAX_SLOTS { Err(field("watches", FieldError::Slots { needed, most: MAX_SLOTS })) } else { Ok(()) }
 }
 
 fn check_software(index: usize, breakpoint: &SoftwareState) -> Result<(), StateError> {
@@ -136,6 +140,9 @@ fn check_vcpus(state: &GuestDebugState) -> Result<(), StateError> {
             let problem = FieldError::Range { start: range.start, end: range.end };
             return Err(field(format!("vcpus[{index}].mode.end"), problem));
         }
+        if let Some(told) = &vcpu.told {
+            check_told(index, told)?;
+        }
     }
     match state.selected_vcpu {
         Some(vcpu) => known_vcpu(state, vcpu, || "selected_vcpu".into()),
@@ -143,10 +150,27 @@ fn check_vcpus(state: &GuestDebugState) -> Result<(), StateError> {
     }
 }
 
+/// Nothing is asked of where the vCPU was: a guest can branch to any address, and a step ends there.
+fn check_told(index: usize, told: &ToldState) -> Result<(), StateError> {
+    at_most(&format!("vcpus[{index}].told.watches"), told.watches.len(), MAX_TOLD)?;
+    for (at, address) in told.watches.iter().enumerate() {
+        let path = || format!("vcpus[{index}].told.watches[{at}]");
+        watch::plan(WatchKind::Access, *address, 1).map_err(|error| field(path(), error))?;
+        if told.watches.iter().take(at).any(|before| before == address) {
+            return Err(field(path(), FieldError::Twice));
+        }
+    }
+    Ok(())
+}
+
 fn check_stops(state: &GuestDebugState) -> Result<(), StateError> {
     if let Some(stop) = &state.reported {
         check_stop(state, stop, "reported")?;
+        check_reported(state, stop)?;
     }
+    // Each vCPU has stopped once, a client has interrupted, and one stop is to be told again. Twice that does no harm.
+    at_most("pending", state.pending.len(), 2 * state.vcpus.len() + 2)?;
+    at_most("put_aside", state.put_aside.len(), state.vcpus.len())?;
     for (index, stop) in state.pending.iter().enumerate() {
         check_stop(state, stop, &format!("pending[{index}]"))?;
     }
@@ -165,8 +189,33 @@ fn check_stops(state: &GuestDebugState) -> Result<(), StateError> {
     Ok(())
 }
 
+/// A client that was told of a stop goes on from it without hitting it again, so the vCPU remembers it.
+fn check_reported(state: &GuestDebugState, stop: &StopState) -> Result<(), StateError> {
+    let told = state.vcpus.get(stop.vcpu as usize).and_then(|vcpu| vcpu.told.as_ref());
+    // An interrupt says nothing of the place.
+    if stop.reason == StopReasonState::Interrupt || told.is_some_and(|told| told.pc == stop.pc) {
+        return Ok(());
+    }
+    Err(field(format!("vcpus[{}].told", stop.vcpu), FieldError::NotTold { pc: stop.pc }))
+}
+
+/// That the breakpoint is among the inserted ones is not asked for: clients take breakpoints out while the VM is stopped.
 fn check_stop(state: &GuestDebugState, stop: &StopState, path: &str) -> Result<(), StateError> {
     known_vcpu(state, stop.vcpu, || format!("{path}.vcpu"))?;
+    let reason = |error: FieldError| field(format!("{path}.reason"), error);
+    match stop.reason {
+        StopReasonState::HardwareBreakpoint(address) => {
+            BreakpointSlot::new(address).map_err(|error| reason(error.into()))?;
+        }
+        // It may carry a tag in its top byte, as the names of software breakpoints may.
+        StopReasonState::SoftwareBreakpoint(address) if address % 4 != 0 => {
+            return Err(reason(DbgRegError::Misaligned { address }.into()));
+        }
+        StopReasonState::Watchpoint(WatchHit { kind, address }) => {
+            watch::plan(kind, address, 1).map_err(|error| reason(error.into()))?;
+        }
+        _ => {}
+    }
     match stop.reason {
         StopReasonState::HardwareBreakpoint(address) | StopReasonState::SoftwareBreakpoint(address)
             if address != stop.pc =>
@@ -180,6 +229,7 @@ fn check_stop(state: &GuestDebugState, stop: &StopState, path: &str) -> Result<(
 /// What only a client can have set up is not there without one.
 fn check_unattached(state: &GuestDebugState) -> Result<(), StateError> {
     let lists = [
+        ("selected_vcpu", state.selected_vcpu.is_none()),
         ("hardware", state.hardware.is_empty()),
         ("watches", state.watches.is_empty()),
         ("software", state.software.is_empty()),
@@ -190,11 +240,18 @@ fn check_unattached(state: &GuestDebugState) -> Result<(), StateError> {
     if let Some((name, _)) = lists.iter().find(|(_, empty)| !empty) {
         return Err(field(*name, FieldError::NotAttached));
     }
+    if let Some(index) = state.vcpus.iter().position(|vcpu| vcpu.told.is_some()) {
+        return Err(field(format!("vcpus[{index}].told"), FieldError::NotAttached));
+    }
     let stranded = state.vcpus.iter().position(|vcpu| vcpu.mode != VcpuMode::Running);
     match stranded.filter(|_| !state.held) {
         Some(index) => Err(field(format!("vcpus[{index}].mode"), FieldError::Stranded)),
         None => Ok(()),
     }
+}
+
+fn at_most(path: &str, count: usize, most: usize) -> Result<(), StateError> {
+    if count > most { Err(field(path, FieldError::TooMany { count, most })) } else { Ok(()) }
 }
 
 fn known_vcpu(state: &GuestDebugState, vcpu: u32, path: impl FnOnce() -> String) -> Result<(), StateError> {

@@ -82,6 +82,17 @@ pub enum FieldError {
         /// The longest that there can be.
         most: usize,
     },
+    /// The watches need more slots than any vCPU has.
+    #[error("need {needed} watchpoint slots, no vCPU has more than {most}")]
+    Slots {
+        /// Slots that they need.
+        needed: usize,
+        /// Slots that a vCPU can have.
+        most: usize,
+    },
+    /// The list has it already.
+    #[error("is in the list twice")]
+    Twice,
     /// The list is empty.
     #[error("empty; at least one is needed")]
     Empty,
@@ -125,6 +136,12 @@ pub enum FieldError {
         pc: u64,
         /// The breakpoint's address.
         address: u64,
+    },
+    /// A stop that was told is remembered by its vCPU.
+    #[error("must be at {pc:#x}, where the stop in reported was")]
+    NotTold {
+        /// Where the vCPU stopped.
+        pc: u64,
     },
     /// That reason is never put aside.
     #[error("a step's or an interrupt's stop is not put aside")]

@@ -21,6 +21,7 @@ mod check;
 pub mod envelope;
 mod error;
 
+pub(crate) use check::MAX_TOLD;
 pub use check::{Fit, check, fits};
 pub use error::{FieldError, StateError};
 
@@ -156,7 +157,8 @@ pub struct StepRange {
 pub struct ToldState {
     /// Where the vCPU was.
     pub pc: u64,
-    /// Guest-virtual addresses of the watches that its instruction has hit so far, in the order in which they were told.
+    /// Guest-virtual addresses of the watches that its instruction has hit so far, in the order in which they were told,
+    /// none of them twice.
     pub watches: Vec<u64>,
 }
 
