@@ -138,9 +138,9 @@ pub fn open(mut reader: impl Read) -> Result<GuestDebugState, EnvelopeError> {
         2 => Architecture::X86_64,
         found => return Err(EnvelopeError::Architecture { found }),
     };
-    let version = u32::from_le_bytes(part(&header, 12));
-    if !(1..=STATE_VERSION).contains(&version) {
-        return Err(EnvelopeError::StateVersion { found: version });
+    let found = u32::from_le_bytes(part(&header, 12));
+    if !(1..=STATE_VERSION).contains(&found) {
+        return Err(EnvelopeError::StateVersion { found });
     }
     let length = u64::from_le_bytes(part(&header, 16));
     if length > MAX_PAYLOAD {
@@ -155,9 +155,6 @@ pub fn open(mut reader: impl Read) -> Result<GuestDebugState, EnvelopeError> {
     let state: GuestDebugState = serde_json::from_slice(&payload)?;
     if state.architecture != architecture {
         return Err(EnvelopeError::Mismatch { field: "architecture" });
-    }
-    if state.version != version {
-        return Err(EnvelopeError::Mismatch { field: "version" });
     }
     Ok(state)
 }

@@ -13,13 +13,15 @@
 //! [`STATE_VERSION`]. So a newer reader understands an older state, and an older one refuses a newer state by its
 //! [`GuestDebugState::version`] instead of dropping what it does not know.
 //!
-//! With versionize the version map's newest version must be one that this crate knows, since versionize panics at a type's
-//! unknown version. Its lists end at 10 MiB of elements in memory.
+//! Three formats are written and read: any of serde's, JSON as a rule; an `envelope` around JSON, with a checksum; and
+//! `versioned`, which is versionize's. Each is a feature. docs/state-format.md has them byte by byte.
 
 mod check;
 #[cfg(feature = "envelope")]
 pub mod envelope;
 mod error;
+#[cfg(feature = "versionize")]
+pub mod versioned;
 
 pub(crate) use check::MAX_TOLD;
 pub use check::{Fit, check, fits};
@@ -62,6 +64,7 @@ impl std::fmt::Display for Architecture {
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct GuestDebugState {
     /// [`STATE_VERSION`] of the crate that wrote it.
+    #[cfg_attr(feature = "serde", serde(deserialize_with = "known_version"))]
     pub version: u32,
     /// Architecture of the guest.
     pub architecture: Architecture,
@@ -214,6 +217,17 @@ pub enum UnsupportedState {
     AArch32,
     /// A vector catch.
     VectorCatch,
+}
+
+/// Refuses a newer state by its version, which comes first, before something in it that this crate has no name for.
+#[cfg(feature = "serde")]
+fn known_version<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let found: u32 = Deserialize::deserialize(deserializer)?;
+    if (1..=STATE_VERSION).contains(&found) {
+        Ok(found)
+    } else {
+        Err(serde::de::Error::custom(StateError::Version { found }))
+    }
 }
 
 impl From<StopReason> for StopReasonState {
