@@ -6,15 +6,19 @@
 use guest_debug::arm64::{Pstate, Reg, SysReg};
 use guest_debug::state::GuestDebugState;
 use guest_debug::{
-    DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, Restore, StopEvent, VcpuDebugger, VcpuError,
-    VcpuId, VcpuState, VmHost, Wait,
+    DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, Restore, SessionError, StopEvent, VcpuDebugger,
+    VcpuError, VcpuId, VcpuState, VmHost, Wait,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// Memory that notes every page that is written.
+pub type Ram = GuestMemoryMmap<AtomicBitmap>;
 
 pub const RAM: u64 = 0x8000_0000;
 pub const VBAR: u64 = RAM + 0x8000;
@@ -51,7 +55,7 @@ struct State {
 
 pub struct FakeVcpu {
     state: Mutex<State>,
-    ram: Arc<GuestMemoryMmap>,
+    ram: Arc<Ram>,
     kick: Mutex<bool>,
     kicked: Condvar,
     pub irq_pending: AtomicBool,
@@ -66,7 +70,7 @@ enum Exit {
 }
 
 impl FakeVcpu {
-    fn new(ram: Arc<GuestMemoryMmap>) -> Self {
+    fn new(ram: Arc<Ram>) -> Self {
         let mut regs = BTreeMap::new();
         regs.insert(Reg::Pc, RAM);
         regs.insert(Reg::Pstate, Pstate::EL1H);
@@ -87,7 +91,7 @@ impl FakeVcpu {
 
     /// A vCPU with the registers that this one has, for the other VM.
     #[allow(dead_code, reason = "not every suite moves sessions")]
-    fn moved(&self, ram: Arc<GuestMemoryMmap>) -> Self {
+    fn moved(&self, ram: Arc<Ram>) -> Self {
         let moved = Self::new(ram);
         moved.state.lock().unwrap().regs = self.state.lock().unwrap().regs.clone();
         moved
@@ -215,7 +219,7 @@ impl DebugVcpu for FakeVcpu {
 pub struct Vm {
     pub session: Arc<DebugSession>,
     pub vcpus: Vec<Arc<FakeVcpu>>,
-    pub ram: Arc<GuestMemoryMmap>,
+    pub ram: Arc<Ram>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -240,8 +244,8 @@ impl Vm {
     }
 
     pub fn with_caps(count: u32, code: &[u32], caps: DebugCaps) -> Self {
-        let ram = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), 1 << 20)]).unwrap());
-        let vm_ram: Arc<GuestMemoryMmap> = ram.clone();
+        let ram = Arc::new(Ram::from_ranges(&[(GuestAddress(RAM), 1 << 20)]).unwrap());
+        let vm_ram: Arc<Ram> = ram.clone();
         let session = DebugSession::new(count, caps, Arc::new(vm_ram), true).unwrap();
         let vcpus: Vec<_> = (0..count).map(|_| Arc::new(FakeVcpu::new(ram.clone()))).collect();
         session.set_host(Box::new(Host(vcpus.clone()))).unwrap();
@@ -286,16 +290,28 @@ impl Vm {
     /// A VM with the memory and registers that this one has now, and a session from `state`. Its threads do not run yet.
     #[allow(dead_code, reason = "not every suite moves sessions")]
     pub fn restored(&self, state: &GuestDebugState, caps: DebugCaps, restore: Restore) -> Self {
-        let ram = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), 1 << 20)]).unwrap());
+        let ram = Arc::new(Ram::from_ranges(&[(GuestAddress(RAM), 1 << 20)]).unwrap());
         let mut image = vec![0; 1 << 20];
         self.ram.read_slice(&mut image, GuestAddress(RAM)).unwrap();
         ram.write_slice(&image, GuestAddress(RAM)).unwrap();
-        let vm_ram: Arc<GuestMemoryMmap> = ram.clone();
+        let vm_ram: Arc<Ram> = ram.clone();
         let session =
             DebugSession::from_state(state, self.vcpus.len() as u32, caps, Arc::new(vm_ram), restore).unwrap();
         let vcpus: Vec<_> = self.vcpus.iter().map(|source| Arc::new(source.moved(ram.clone()))).collect();
         session.set_host(Box::new(Host(vcpus.clone()))).unwrap();
         Self { session, vcpus, ram, threads: Vec::new() }
+    }
+
+    /// A VM that was never saved, of as many vCPUs as `state` has, and a session from that. Its threads do not run yet.
+    #[allow(dead_code, reason = "for states from nowhere")]
+    pub fn from_state(state: &GuestDebugState, caps: DebugCaps, restore: Restore) -> Result<Self, SessionError> {
+        let ram = Arc::new(Ram::from_ranges(&[(GuestAddress(RAM), 1 << 16)]).unwrap());
+        let vm_ram: Arc<Ram> = ram.clone();
+        let count = state.vcpus.len() as u32;
+        let session = DebugSession::from_state(state, count, caps, Arc::new(vm_ram), restore)?;
+        let vcpus: Vec<_> = (0..count).map(|_| Arc::new(FakeVcpu::new(ram.clone()))).collect();
+        session.set_host(Box::new(Host(vcpus.clone()))).unwrap();
+        Ok(Self { session, vcpus, ram, threads: Vec::new() })
     }
 
     pub fn get(&self, vcpu: u32, reg: Reg) -> u64 {
