@@ -344,6 +344,21 @@ mod json {
         assert!(error.starts_with("version: the state has version 2, this build reads 1 to 1"), "{error}");
     }
 
+    /// The example in docs/state-format.md is a state, and has every field there is.
+    #[test]
+    fn the_documented_example_is_a_state() {
+        let document = include_str!("../../../docs/state-format.md");
+        let (_, example) = document.split_once("```json\n").unwrap();
+        let (example, _) = example.split_once("```").unwrap();
+        let state: GuestDebugState = serde_json::from_str(example).unwrap();
+        assert_eq!(check(&state), Ok(()));
+        let value: serde_json::Value = serde_json::from_str(example).unwrap();
+        assert_eq!(value, serde_json::to_value(&state).unwrap());
+        for name in value.as_object().unwrap().keys() {
+            assert!(document.contains(&format!("| `{name}")), "{name} is in the table of fields");
+        }
+    }
+
     /// What version 1 wrote is read for ever, and is still what is written.
     #[test]
     fn golden_version_1() {
