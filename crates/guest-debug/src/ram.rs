@@ -51,6 +51,13 @@ where
     fn write(&self, address: GuestAddress, data: &[u8]) -> Result<(), RamError> {
         let error = RamError { address: address.raw_value(), length: data.len() };
         let memory = self.memory();
+        // As a rule one slice has it all, and is looked up once.
+        if let Ok(mut slices) = memory.get_slices(address, data.len(), Permissions::Write)
+            && let Some(Ok(slice)) = slices.next()
+            && slice.len() == data.len()
+        {
+            return slice.write_slice(data, 0).map_err(|_| error);
+        }
         if !memory.check_range(address, data.len(), Permissions::Write) {
             return Err(error);
         }

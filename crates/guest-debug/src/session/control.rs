@@ -220,12 +220,13 @@ impl VcpuSlot {
         self.stop.store(order == Order::Stay, Ordering::Release);
         if order != Order::Stay {
             shared.ended = Ended::Unfinished;
-            // From here on it counts as running, even before its thread wakes.
+            // From here on it counts as running, even before its thread wakes. One that stays needs no waking, and with
+            // hundreds of them that is most of what it costs to restore a session.
             shared.parked = false;
+            self.changed.notify_all();
         }
         shared.order = order;
         shared.plan = plan;
-        self.changed.notify_all();
     }
 
     pub(super) fn ended(&self) -> Ended {

@@ -15,6 +15,7 @@ mod client;
 mod control;
 mod cruise;
 mod error;
+mod few;
 mod memory;
 mod queue;
 mod restore;

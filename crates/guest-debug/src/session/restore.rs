@@ -7,7 +7,6 @@ use super::table::{Tables, Watch};
 use super::{DebugSession, SessionError};
 use crate::state::{self, GuestDebugState, StateError, StopState, ToldState, VcpuMode};
 use crate::{DebugCaps, GuestRam, Gva, ResumeAction, VcpuId};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
@@ -44,7 +43,7 @@ impl DebugSession {
             let (found, expected) = (state.vcpus.len(), vcpus as usize);
             return Err(StateError::VcpuCount { found, expected }.into());
         }
-        let tables = Tables { restored: Some(Box::new(state.clone())), ..Tables::default() };
+        let tables = Tables { restored: Some(Arc::new(state.clone())), ..Tables::default() };
         Self::with_tables(vcpus, caps, ram, restore == Restore::Arm, tables)
     }
 
@@ -101,15 +100,15 @@ impl DebugSession {
             }
             return Ok(());
         };
-        state::fits(&state, &self.caps)?;
+        state::fits_host(&state, &self.caps)?;
         let stand_ins = self.stand_ins(&state)?;
         let mut software = SoftwareBreakpoints::from_state(&state.software);
+        let also_software: Vec<_> = stand_ins.iter().map(|(name, _)| (*name, software.has_name(*name))).collect();
         if let Err(error) = self.plant(&mut software, &stand_ins) {
             // The error that began it is the one to tell.
             let _ = software.lift_all(&*self.ram);
             return Err(error);
         }
-        let also_software: BTreeSet<u64> = state.software.iter().flat_map(|list| list.names.iter().copied()).collect();
         *self.software_mut() = software;
         for ((_, slot), vcpu) in self.slots().zip(&state.vcpus) {
             let told = vcpu.told.as_ref();
@@ -126,7 +125,7 @@ impl DebugSession {
             held: state.held,
             restored: None,
             hardware: state.hardware.iter().copied().map(Gva).collect(),
-            stand_ins: stand_ins.iter().map(|(name, _)| (*name, also_software.contains(&name.0))).collect(),
+            stand_ins: also_software.into_iter().collect(),
             watches: state
                 .watches
                 .iter()

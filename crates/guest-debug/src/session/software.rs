@@ -3,10 +3,11 @@
 //! The table is bucketed by page: one hash lookup finds the page, a page holds at most 1,024 instructions, so
 //! a lookup does not grow with the number of breakpoints, and a memory access visits only the pages it touches.
 
+use super::few::Few;
 use crate::arm64::dbgreg::DbgRegError;
 use crate::state::SoftwareState;
 use crate::{GuestRam, Gva, RamError};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use vm_memory::GuestAddress;
 
 const PAGE: u64 = 4096;
@@ -31,7 +32,7 @@ pub enum Removed {
 struct Planted {
     original: [u8; 4],
     /// The virtual addresses it was asked for by; it goes when the last of them does.
-    names: BTreeSet<Gva>,
+    names: Few<Gva>,
     /// Whether guest memory holds our BRK, as far as the session knows.
     armed: bool,
 }
@@ -40,7 +41,7 @@ struct Planted {
 #[derive(Debug, Default)]
 pub(super) struct SoftwareBreakpoints {
     pages: HashMap<u64, BTreeMap<u64, Planted>>,
-    by_name: HashMap<Gva, BTreeSet<u64>>,
+    by_name: HashMap<Gva, Few<u64>>,
 }
 
 impl SoftwareBreakpoints {
@@ -77,15 +78,15 @@ impl SoftwareBreakpoints {
     pub(super) fn remove(&mut self, name: Gva, ram: &dyn GuestRam) -> Result<Option<Removed>, RamError> {
         let Some(places) = self.by_name.get(&name) else { return Ok(None) };
         let mut removed = Removed::Restored;
-        for gpa in places.clone() {
+        for gpa in places.as_slice().to_vec() {
             let Some(planted) = self.at_mut(gpa) else { continue };
-            if planted.names.len() <= 1 {
+            if planted.names.as_slice().len() <= 1 {
                 if planted.armed && lift(gpa, planted, ram)? == Removed::Overwritten {
                     removed = Removed::Overwritten;
                 }
                 self.forget(gpa);
             } else {
-                planted.names.remove(&name);
+                planted.names.remove(name);
             }
         }
         self.by_name.remove(&name);
@@ -132,11 +133,12 @@ impl SoftwareBreakpoints {
     /// virtual address now. Answers whether `name` is one of ours.
     pub(super) fn adopt(&mut self, name: Gva, gpa: GuestAddress) -> bool {
         let Some(places) = self.by_name.get(&name) else { return false };
-        let Some(original) = places.iter().find_map(|&place| self.at(place)).map(|planted| planted.original) else {
+        let Some(original) = places.as_slice().iter().find_map(|&place| self.at(place)).map(|planted| planted.original)
+        else {
             return false;
         };
         let bucket = self.pages.entry(page(gpa.0)).or_default();
-        let planted = bucket.entry(gpa.0).or_insert(Planted { original, names: BTreeSet::new(), armed: true });
+        let planted = bucket.entry(gpa.0).or_insert(Planted { original, names: Few::default(), armed: true });
         planted.names.insert(name);
         planted.original = original;
         planted.armed = true;
@@ -166,26 +168,32 @@ impl SoftwareBreakpoints {
 
     /// What is saved of them, but for the names that `keep` refuses.
     pub(super) fn state(&self, keep: impl Fn(Gva) -> bool) -> Vec<SoftwareState> {
-        let all = self.pages.values().flatten().map(|(&physical, planted)| SoftwareState {
+        let mut pages: Vec<_> = self.pages.iter().collect();
+        pages.sort_unstable_by_key(|(page, _)| **page);
+        let all = pages.into_iter().flat_map(|(_, bucket)| bucket).map(|(&physical, planted)| SoftwareState {
             physical,
             original: planted.original,
-            names: planted.names.iter().filter(|name| keep(**name)).map(|name| name.0).collect(),
+            names: planted.names.as_slice().iter().filter(|name| keep(**name)).map(|name| name.0).collect(),
         });
-        let mut list: Vec<_> = all.filter(|breakpoint| !breakpoint.names.is_empty()).collect();
-        list.sort_unstable_by_key(|breakpoint| breakpoint.physical);
-        list
+        all.filter(|breakpoint| !breakpoint.names.is_empty()).collect()
     }
 
     /// The breakpoints of a checked state, none of them planted.
     pub(super) fn from_state(list: &[SoftwareState]) -> Self {
-        let mut software = Self::default();
-        for SoftwareState { physical, original, names } in list {
-            let names: BTreeSet<Gva> = names.iter().copied().map(Gva).collect();
-            for &name in &names {
-                software.by_name.entry(name).or_default().insert(*physical);
+        let mut software = Self { by_name: HashMap::with_capacity(list.len()), ..Self::default() };
+        let planted = |breakpoint: &SoftwareState| {
+            let names = Few::from_ascending(breakpoint.names.iter().copied().map(Gva));
+            (breakpoint.physical, Planted { original: breakpoint.original, names, armed: false })
+        };
+        for bucket in list.chunk_by(|one, next| page(one.physical) == page(next.physical)) {
+            for SoftwareState { physical, names, .. } in bucket {
+                for &name in names {
+                    software.by_name.entry(Gva(name)).or_default().insert(*physical);
+                }
             }
-            let planted = Planted { original: *original, names, armed: false };
-            software.pages.entry(page(*physical)).or_default().insert(*physical, planted);
+            if let Some(first) = bucket.first() {
+                software.pages.insert(page(first.physical), bucket.iter().map(planted).collect());
+            }
         }
         software
     }
@@ -239,7 +247,9 @@ impl SoftwareBreakpoints {
             .pages
             .values()
             .flatten()
-            .flat_map(|(&gpa, planted)| planted.names.iter().map(move |&name| (name, GuestAddress(gpa), planted.armed)))
+            .flat_map(|(&gpa, planted)| {
+                planted.names.as_slice().iter().map(move |&name| (name, GuestAddress(gpa), planted.armed))
+            })
             .collect();
         list.sort_by_key(|&(name, gpa, _)| (gpa.0, name));
         list

@@ -5,6 +5,7 @@ use crate::arm64::{BreakpointSlot, HwDebug, WatchSlot, watch};
 use crate::state::GuestDebugState;
 use crate::{DebugCaps, Gva, VcpuId, WatchKind};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A watch as the client asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +29,7 @@ pub(super) struct Tables {
     /// What is set up is in force: a client is attached, or was when the session was saved.
     pub(super) armed: bool,
     /// A session that was restored and is not armed.
-    pub(super) restored: Option<Box<GuestDebugState>>,
+    pub(super) restored: Option<Arc<GuestDebugState>>,
     /// The VM was made to wait for a client, and none has resumed it yet.
     pub(super) held: bool,
     pub(super) hardware: BTreeSet<Gva>,

@@ -36,6 +36,11 @@ pub struct Fit {
 /// [`StateError`], as [`check`]; [`StateError::NoGuestDebug`] and [`StateError::WatchpointSlots`].
 pub fn fits(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit, StateError> {
     check(state)?;
+    fits_host(state, caps)
+}
+
+/// The same of a state that was checked.
+pub(crate) fn fits_host(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit, StateError> {
     if !caps.guest_debug && (state.attached || state.held) {
         return Err(StateError::NoGuestDebug);
     }

@@ -23,8 +23,8 @@ mod error;
 #[cfg(feature = "versionize")]
 pub mod versioned;
 
-pub(crate) use check::MAX_TOLD;
 pub use check::{Fit, check, fits};
+pub(crate) use check::{MAX_TOLD, fits_host};
 pub use error::{FieldError, StateError};
 
 use crate::{StopReason, Unsupported, WatchKind};
