@@ -59,7 +59,7 @@ impl Figure {
 
 /// Runs the benchmark; prints a table.
 pub fn bench(context: &Context, options: &BenchOptions) -> Result<ExitCode> {
-    context.packages.ensure(&[Tool::Gdb, Tool::CrossGcc])?;
+    context.prepare(&[Tool::Gdb])?;
     let programs = build(context)?;
     let host = KvmHost::start(context)?;
     note(format!("KVM host: {}", host.describe()?));

@@ -5,7 +5,9 @@ use std::cell::OnceCell;
 use anyhow::Result;
 use clap::Args;
 
-use crate::packages::Packages;
+use crate::host::is_native;
+use crate::packages::{Packages, Tool};
+use crate::symbols;
 use crate::toolchain::CrossToolchain;
 
 /// How the emulated host is made.
@@ -40,6 +42,26 @@ impl Context {
         Self { packages: Packages::new(assume_yes), host, toolchain: OnceCell::new() }
     }
 
+    /// Makes sure of these tools, and of everything that guests on a KVM host need: all in one question, so that it is not
+    /// asked again in the middle of the work.
+    ///
+    /// # Errors
+    /// As [`Packages::ensure`].
+    pub fn prepare(&self, tools: &[Tool]) -> Result<()> {
+        let mut wanted = vec![Tool::CrossGcc];
+        wanted.extend(tools);
+        if !is_native(self) || !symbols::any_made() {
+            wanted.push(Tool::Qemu);
+        }
+        if self.toolchain.get().is_none() {
+            match CrossToolchain::find()? {
+                Some(found) => drop(self.toolchain.set(found)),
+                None => wanted.push(Tool::DebianRust),
+            }
+        }
+        self.packages.ensure(&wanted)
+    }
+
     /// The compiler for arm64; looked for at the first call.
     ///
     /// # Errors
@@ -48,7 +70,7 @@ impl Context {
         if let Some(found) = self.toolchain.get() {
             return Ok(found);
         }
-        let found = CrossToolchain::find(&self.packages)?;
+        let found = CrossToolchain::get(&self.packages)?;
         Ok(self.toolchain.get_or_init(|| found))
     }
 }

@@ -40,8 +40,7 @@ pub struct DemoOptions {
 /// Runs the demo; succeeds only if all that it shows came true.
 pub fn demo(context: &Context, options: &DemoOptions) -> Result<ExitCode> {
     let started = Instant::now();
-    context.packages.ensure(&[Tool::Gdb, Tool::CrossGcc])?;
-    context.toolchain()?;
+    context.prepare(&[Tool::Gdb])?;
     let program = heartbeat(context)?;
     let host = KvmHost::start(context)?;
     let progress = Progress::start("building reference-vmm for arm64");

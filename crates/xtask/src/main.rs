@@ -17,6 +17,7 @@ mod progress;
 mod report;
 mod run;
 mod runner;
+mod rust_version;
 mod scenarios;
 mod symbols;
 mod test;

@@ -41,7 +41,7 @@ pub struct RunOptions {
 
 /// Starts the guest and shows its console until it ends or Ctrl-C is pressed.
 pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
-    context.packages.ensure(&[Tool::Gdb])?;
+    context.prepare(&[Tool::Gdb])?;
     let host = KvmHost::start(context)?;
     let vmm = vmm::install(context, &host)?;
     let initrd = match (&options.initrd, &options.kernel) {

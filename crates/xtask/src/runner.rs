@@ -11,7 +11,6 @@ use clap::Args;
 
 use crate::context::Context;
 use crate::host::{HostCommand, KvmHost, command};
-use crate::packages::Tool;
 use crate::toolchain::TARGET;
 
 /// Variables that a program on the host gets from here, by the beginning of their names.
@@ -62,7 +61,7 @@ pub fn host(context: &Context, options: HostOptions) -> Result<ExitCode> {
 
 /// Prints exports for a shell.
 pub fn env(context: &Context) -> Result<ExitCode> {
-    context.packages.ensure(&[Tool::CrossGcc])?;
+    context.prepare(&[])?;
     for (name, value) in context.toolchain()?.env() {
         println!("export {name}={}", quote(&value));
     }

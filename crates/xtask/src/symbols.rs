@@ -22,7 +22,7 @@ use crate::paths;
 /// If the emulated host does not boot, or lists no symbols.
 pub fn kernel_symbols(context: &Context, host: Option<&KvmHost>) -> Result<PathBuf> {
     let kernel = assets::kernel(&context.packages)?;
-    let path = paths::cache().join("symbols").join(format!("vmlinux-{}", kernel.release));
+    let path = directory().join(format!("vmlinux-{}", kernel.release));
     if path.exists() {
         return Ok(path);
     }
@@ -36,6 +36,15 @@ pub fn kernel_symbols(context: &Context, host: Option<&KvmHost>) -> Result<PathB
     }
     paths::create_atomically(&path, |partial| Ok(fs::write(partial, elf(&symbols))?))?;
     Ok(path)
+}
+
+/// Whether symbols have been made before, so that the emulated host is not needed for them.
+pub fn any_made() -> bool {
+    fs::read_dir(directory()).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn directory() -> PathBuf {
+    paths::cache().join("symbols")
 }
 
 const KALLSYMS: &str = "/proc/kallsyms";

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::packages::{DEBIAN_RUSTC, Packages, Tool, on_path};
 use crate::paths;
 use crate::progress::{Progress, note, output_of};
+use crate::rust_version::{RUST_VERSION, RustVersion};
 
 /// The target triple.
 pub const TARGET: &str = "aarch64-unknown-linux-gnu";
@@ -26,30 +27,45 @@ pub struct CrossToolchain {
 }
 
 impl CrossToolchain {
-    /// Finds one, or gets one: the rustc in use if it has the target, Debian's if that is installed, the target through
-    /// rustup, and Debian's through apt.
+    /// [`CrossToolchain::find`], or else Debian's through apt.
     ///
     /// # Errors
-    /// If none of these works.
-    pub fn find(packages: &Packages) -> Result<Self> {
+    /// If that does not work either.
+    pub fn get(packages: &Packages) -> Result<Self> {
+        if let Some(found) = Self::find()? {
+            return Ok(found);
+        }
+        packages.ensure(&[Tool::DebianRust])?;
+        let debian = Self { rustc: Some(DEBIAN_RUSTC.into()) };
+        debian.compiles().context("Debian's rustc does not work with Debian's arm64 standard library")?;
+        Ok(debian)
+    }
+
+    /// The rustc in use if it has the target, Debian's if that is installed, or the target through rustup, which installs
+    /// it for this user alone. `None` if none of these works.
+    ///
+    /// # Errors
+    /// If the user names a rustc, and that does not work.
+    pub fn find() -> Result<Option<Self>> {
         if let Some(rustc) = env::var_os(OVERRIDE) {
             let found = Self { rustc: Some(rustc.into()) };
-            return found.compiles().map(|()| found).with_context(|| format!("the rustc of {OVERRIDE}"));
+            return found.check().map(|()| Some(found)).with_context(|| format!("the rustc of {OVERRIDE}"));
         }
         let own = Self { rustc: None };
         if own.has_target() && own.compiles().is_ok() {
-            return Ok(own);
+            return Ok(Some(own));
         }
         let debian = Self { rustc: Some(DEBIAN_RUSTC.into()) };
         if Tool::DebianRust.present() && debian.compiles().is_ok() {
-            return Ok(debian);
+            return Ok(Some(debian));
         }
         if on_path("rustup") && add_with_rustup() && own.compiles().is_ok() {
-            return Ok(own);
+            return Ok(Some(own));
         }
-        packages.ensure(&[Tool::DebianRust])?;
-        debian.compiles().context("Debian's rustc does not work with Debian's arm64 standard library")?;
-        Ok(debian)
+        if let Some(version) = RustVersion::of(DEBIAN_RUSTC.as_ref()).filter(|version| !version.is_enough()) {
+            note(format!("{DEBIAN_RUSTC} is Rust {version}, and {RUST_VERSION} is needed: it is not used"));
+        }
+        Ok(None)
     }
 
     /// Whether clippy works for arm64: it reads only the standard library of its own version of rustc.
@@ -121,6 +137,14 @@ impl CrossToolchain {
     fn has_target(&self) -> bool {
         output_of(self.rustc().args(["--print", "target-libdir", "--target", TARGET]))
             .is_ok_and(|directory| Path::new(directory.trim()).exists())
+    }
+
+    fn check(&self) -> Result<()> {
+        let version = RustVersion::of(self.rustc().get_program()).context("it does not say its version")?;
+        if !version.is_enough() {
+            bail!("it is Rust {version}, and {RUST_VERSION} is needed");
+        }
+        self.compiles()
     }
 
     /// Compiles an empty program: that finds a standard library of another version, too.

@@ -41,7 +41,7 @@ impl Qemu {
     /// # Errors
     /// If something is missing, or the agent does not answer in time; with the end of the console.
     pub(super) fn boot(context: &Context) -> Result<(Self, Client, UploadDisk)> {
-        context.packages.ensure(&[Tool::Qemu, Tool::CrossGcc])?;
+        context.prepare(&[Tool::Qemu])?;
         let kernel = assets::kernel(&context.packages)?;
         let options = &context.host;
         let directory = run_directory()?;

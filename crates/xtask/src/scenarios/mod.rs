@@ -55,9 +55,12 @@ pub struct ScenarioOptions {
 
 /// The command: boots a host, runs the suite, prints the sum.
 pub fn main(context: &Context, options: &ScenarioOptions) -> Result<ExitCode> {
-    let host = match options.vmm.as_str() {
-        "qemu-tcg" => None,
-        _ => Some(KvmHost::start(context)?),
+    let host = if options.vmm == "qemu-tcg" {
+        context.packages.ensure(&[Tool::Qemu, Tool::CrossGcc, Tool::Gdb, Tool::Python])?;
+        None
+    } else {
+        context.prepare(&[Tool::Gdb, Tool::Python])?;
+        Some(KvmHost::start(context)?)
     };
     let results = suite(context, host.as_ref(), options)?;
     let mut counts = Counts::default();
@@ -84,7 +87,6 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
     if scenarios.is_empty() {
         bail!("no scenario has a name that contains {}", options.only.join(" or "));
     }
-    context.packages.ensure(&[Tool::Gdb, Tool::CrossGcc])?;
     let binary = options.binary.as_deref();
     let vmm: Box<dyn Vmm + '_> = match (options.vmm.as_str(), host) {
         ("qemu-tcg", _) => Box::new(QemuTcg::new(context, binary)?),

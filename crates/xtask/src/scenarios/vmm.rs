@@ -18,7 +18,6 @@ use super::guests::GuestLayout;
 use crate::assets;
 use crate::context::Context;
 use crate::host::{KvmHost, command};
-use crate::packages::Tool;
 use crate::paths;
 use crate::progress::{note, tail};
 use crate::vmm::{self, Guest, GuestOptions};
@@ -281,7 +280,6 @@ pub(super) struct QemuTcg<'a> {
 
 impl<'a> QemuTcg<'a> {
     pub(super) fn new(context: &'a Context, binary: Option<&Path>) -> Result<Self> {
-        context.packages.ensure(&[Tool::Qemu])?;
         let program = binary.unwrap_or(Path::new("qemu-system-aarch64")).to_owned();
         Ok(Self { context, program })
     }

@@ -1,0 +1,139 @@
+//! Debian's arm64 archive, for packages that are unpacked and not installed.
+//!
+//! apt keeps the lists of this archive in a directory of ours. So nothing about the machine changes, its dpkg need not
+//! know the architecture arm64, and anybody may do it.
+
+use std::cell::OnceCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result};
+
+use crate::paths;
+use crate::progress::{note, output_of, run_quietly};
+
+const KERNEL_META_PACKAGE: &str = "linux-image-cloud-arm64";
+
+/// The lists, from their first use until this is dropped.
+#[derive(Default)]
+pub(super) struct Archive {
+    lists: OnceCell<Lists>,
+}
+
+impl Archive {
+    /// Downloads a package and unpacks it into `directory`.
+    pub(super) fn unpack(&self, package: &str, directory: &Path) -> Result<()> {
+        self.look_up(package)?;
+        let downloads = self.lists()?.directory.join("packages").join(package);
+        fs::create_dir_all(&downloads)?;
+        let mut download = self.lists()?.apt("apt-get");
+        run_quietly(
+            &format!("downloading {package} for arm64"),
+            download.args(["download", package]).current_dir(&downloads),
+        )?;
+        let deb = fs::read_dir(&downloads)?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .with_context(|| format!("apt-get download {package} left no package in {}", downloads.display()))?;
+        run_quietly(&format!("unpacking {package}"), Command::new("dpkg").arg("-x").arg(&deb).arg(directory))?;
+        paths::remove(&downloads)
+    }
+
+    /// The package on which [`KERNEL_META_PACKAGE`] depends.
+    pub(super) fn kernel_package(&self) -> Result<String> {
+        let record = self.look_up(KERNEL_META_PACKAGE)?;
+        kernel_dependency(&record)
+            .with_context(|| format!("{KERNEL_META_PACKAGE} depends on no linux-image package:\n{record}"))
+    }
+
+    /// apt's record of a package.
+    fn look_up(&self, package: &str) -> Result<String> {
+        output_of(self.lists()?.apt("apt-cache").args(["show", "--no-all-versions", package])).with_context(|| {
+            format!("apt knows no package {package}:arm64: Debian 12 or later with its main archive is needed")
+        })
+    }
+
+    fn lists(&self) -> Result<&Lists> {
+        if let Some(lists) = self.lists.get() {
+            return Ok(lists);
+        }
+        let lists = Lists::download()?;
+        Ok(self.lists.get_or_init(|| lists))
+    }
+}
+
+struct Lists {
+    directory: PathBuf,
+}
+
+impl Lists {
+    fn download() -> Result<Self> {
+        static LISTS: AtomicU32 = AtomicU32::new(0);
+        // One for each process: apt locks its lists, and does not wait for that lock.
+        let name = format!("apt-{}-{}", process::id(), LISTS.fetch_add(1, Ordering::Relaxed));
+        let lists = Self { directory: paths::cache().join(name) };
+        for part in ["lists/partial", "cache/archives/partial"] {
+            let directory = lists.directory.join(part);
+            fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        }
+        let updated =
+            run_quietly("downloading the lists of Debian's arm64 packages", lists.apt("apt-get").arg("update"));
+        if let Err(error) = updated {
+            // Any archive of the machine may fail, also one that nothing is wanted from: what is missing shows later.
+            note(format!("going on although apt-get update failed: {error:#}"));
+        }
+        Ok(lists)
+    }
+
+    /// apt-get or apt-cache on these lists, as if this were an arm64 machine with nothing installed.
+    fn apt(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for option in [
+            format!("Dir::State::Lists={}", self.directory.join("lists").display()),
+            format!("Dir::Cache={}", self.directory.join("cache").display()),
+            "Dir::State::status=/dev/null".to_owned(),
+            "APT::Architecture=arm64".to_owned(),
+            "APT::Architectures=arm64".to_owned(),
+            "Acquire::Languages=none".to_owned(),
+            // Root's apt would download as a user who need not get into our directory.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        command.arg("-q");
+        command
+    }
+}
+
+impl Drop for Lists {
+    fn drop(&mut self) {
+        if let Err(error) = paths::remove(&self.directory) {
+            note(format!("{error:#}"));
+        }
+    }
+}
+
+fn kernel_dependency(record: &str) -> Option<String> {
+    let depends = record.lines().find_map(|line| line.strip_prefix("Depends:"))?;
+    depends
+        .split([',', '|'])
+        .filter_map(|dependency| dependency.split_whitespace().next())
+        .find(|name| name.starts_with("linux-image-"))
+        .map(|name| name.trim_end_matches(":arm64").to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_found_in_the_meta_package() {
+        let record = "Package: linux-image-cloud-arm64\nVersion: 6.1.1\n\
+                      Depends: foo, linux-image-6.1.0-56-cloud-arm64 (= 6.1.192-2)\nSize: 1\n";
+        assert_eq!(kernel_dependency(record).as_deref(), Some("linux-image-6.1.0-56-cloud-arm64"));
+        assert_eq!(kernel_dependency("Package: x\nDepends: y\n"), None);
+    }
+}
