@@ -23,7 +23,7 @@ impl fmt::Display for TestName {
 pub(super) struct TestOutput {
     /// Whether cargo reported success.
     pub(super) success: bool,
-    /// Passed and failed as in the "test result" lines; skipped are the tests that said so themselves.
+    /// Passed and failed as in the "test result" lines. None is skipped yet: another run may run what this one did not.
     pub(super) counts: Counts,
     /// Each "test result" line with the name of its test binary.
     pub(super) results: Vec<String>,
@@ -31,10 +31,8 @@ pub(super) struct TestOutput {
     pub(super) passed: Vec<TestName>,
     /// Tests that failed.
     pub(super) failed: Vec<TestName>,
-    /// Tests that libtest ignored, with the reason.
-    pub(super) ignored: Vec<(TestName, String)>,
-    /// Tests that found out by themselves that they cannot run, with the reason.
-    pub(super) skipped: Vec<(String, String)>,
+    /// Tests that did not run, with the reason: those that libtest ignored, and those that found out by themselves.
+    pub(super) left_out: Vec<(TestName, String)>,
     suite: String,
     /// Skips that the next result line will count as passed.
     unfounded: u64,
@@ -49,9 +47,12 @@ impl TestOutput {
     pub(super) fn feed(&mut self, line: &str) {
         if let Some((_, rest)) = line.split_once(SKIP_MARK) {
             let (name, reason) = rest.split_once(": ").unwrap_or((rest, "no reason given"));
-            self.skipped.push((name.to_owned(), reason.to_owned()));
-            self.counts.skipped += 1;
-            self.unfounded += 1;
+            let name = self.named(name);
+            // A test may say so of several of its parts.
+            if !self.left_out.iter().any(|(test, _)| *test == name) {
+                self.left_out.push((name, reason.to_owned()));
+                self.unfounded += 1;
+            }
             return;
         }
         let trimmed = line.trim_start();
@@ -71,8 +72,12 @@ impl TestOutput {
     /// Notes that nothing was printed for so long that the run was ended.
     pub(super) fn hung(&mut self, silence: Duration) {
         let test = format!("nothing printed for {} s, ended; libtest names slow tests above", silence.as_secs());
-        self.failed.push(TestName { suite: self.suite.clone(), test });
+        self.failed.push(self.named(&test));
         self.counts.failed += 1;
+    }
+
+    fn named(&self, test: &str) -> TestName {
+        TestName { suite: self.suite.clone(), test: test.to_owned() }
     }
 
     fn result(&mut self, rest: &str) {
@@ -84,7 +89,7 @@ impl TestOutput {
             match what {
                 "passed" => self.counts.passed += number.saturating_sub(mem::take(&mut self.unfounded)),
                 "failed" => self.counts.failed += number,
-                // Ignored ones are listed by name, because another run may have run them.
+                // Ignored ones are listed by name.
                 _ => {}
             }
         }
@@ -92,15 +97,18 @@ impl TestOutput {
 
     fn test(&mut self, rest: &str) {
         let Some((test, outcome)) = rest.rsplit_once(" ... ") else { return };
-        let name = TestName { suite: self.suite.clone(), test: test.to_owned() };
+        let name = self.named(test);
         if outcome == "ok" {
-            self.passed.push(name);
+            // libtest takes a test that skipped itself for one that passed.
+            if !self.left_out.iter().any(|(test, _)| *test == name) {
+                self.passed.push(name);
+            }
         } else if outcome == "FAILED" {
             self.failed.push(name);
         } else if let Some(reason) = outcome.strip_prefix("ignored") {
             let reason = reason.trim_start_matches(", ");
             let reason = if reason.is_empty() { "ignored, no reason given" } else { reason };
-            self.ignored.push((name, reason.to_owned()));
+            self.left_out.push((name, reason.to_owned()));
         }
     }
 }
@@ -151,9 +159,10 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             output.passed[1].to_string(),
             "guest_debug (doc) crates/guest-debug/src/lib.rs - (line 3) - compile"
         );
-        let ignored: Vec<_> = output.ignored.iter().map(|(test, reason)| (test.to_string(), reason.as_str())).collect();
+        let left_out: Vec<_> =
+            output.left_out.iter().map(|(test, reason)| (test.to_string(), reason.as_str())).collect();
         assert_eq!(
-            ignored,
+            left_out,
             [
                 ("guest_debug kvm::c".to_owned(), "needs an arm64 KVM host"),
                 ("guest_debug kvm::d".to_owned(), "ignored, no reason given")
@@ -171,10 +180,12 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     #[test]
     fn a_test_that_skips_itself_is_not_counted_as_passed() {
         let output = read(
-            "SKIPPED: step: no /dev/kvm here\ntest step ... ok\n\
-             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "SKIPPED: step: no /dev/kvm here\nSKIPPED: step: no SVE either\ntest step ... ok\ntest other ... ok\n\
+             test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
         );
-        assert_eq!(output.skipped, [("step".to_owned(), "no /dev/kvm here".to_owned())]);
-        assert_eq!(output.counts, Counts { passed: 0, failed: 0, skipped: 1 });
+        let left_out: Vec<_> = output.left_out.iter().map(|(test, reason)| (&*test.test, &**reason)).collect();
+        assert_eq!(left_out, [("step", "no /dev/kvm here")]);
+        assert_eq!(output.passed.iter().map(|test| &*test.test).collect::<Vec<_>>(), ["other"]);
+        assert_eq!(output.counts, Counts { passed: 1, failed: 0, skipped: 0 });
     }
 }
