@@ -1,6 +1,6 @@
 //! Runs one command for one connection.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command as Process, Stdio};
@@ -14,6 +14,8 @@ use crate::protocol::{
 
 /// Runs `command`, streams its output and sends how it ended. The command has a process group of its own, which gets
 /// the client's signals and is killed when the client closes the connection or the command itself has ended.
+///
+/// Input that the command does not read holds up what the client sends behind it, signals too.
 pub(crate) fn run(stream: &TcpStream, command: &Command, die_with_agent: bool) -> Result<(), ProtocolError> {
     let mut child = match spawn(command, die_with_agent) {
         Ok(child) => child,
@@ -35,11 +37,17 @@ pub(crate) fn run(stream: &TcpStream, command: &Command, die_with_agent: bool) -
     .flatten()
     .collect();
     let control = {
-        let (mut reader, running) = (stream.try_clone()?, Arc::clone(&running));
+        let (mut reader, running, mut stdin) = (stream.try_clone()?, Arc::clone(&running), child.stdin.take());
         thread::spawn(move || {
             while let Ok(Some(frame)) = read_frame(&mut reader) {
                 match (frame.kind, decode_signal(&frame.payload)) {
                     (Kind::Signal, Ok(signal)) if running.load(Ordering::SeqCst) => kill_group(group, signal),
+                    (Kind::Stdin, _) => {
+                        let wanted = stdin.as_mut().is_some_and(|pipe| pipe.write_all(&frame.payload).is_ok());
+                        if frame.payload.is_empty() || !wanted {
+                            stdin = None;
+                        }
+                    }
                     _ => break,
                 }
             }
@@ -77,7 +85,7 @@ fn spawn(command: &Command, die_with_agent: bool) -> io::Result<Child> {
     Process::new(program)
         .args(arguments)
         .envs(command.env.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
+        .stdin(if command.stdin { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)

@@ -41,6 +41,7 @@ fn shell(script: &str) -> Request {
     Request::Exec(Command {
         argv: vec!["sh".into(), "-c".into(), script.into()],
         env: vec![("FLAVOUR".into(), "salt".into())],
+        stdin: false,
     })
 }
 
@@ -77,7 +78,7 @@ fn output_environment_and_exit_code_come_back() {
 
 #[test]
 fn a_command_that_does_not_exist_is_an_error_with_its_name() {
-    let request = Request::Exec(Command { argv: vec!["/no/such/program".into()], env: Vec::new() });
+    let request = Request::Exec(Command { argv: vec!["/no/such/program".into()], ..Command::default() });
     let frame = next(&mut open(server(), &request));
     assert_eq!(frame.kind, Kind::Error);
     assert!(String::from_utf8(frame.payload).unwrap().contains("/no/such/program"));
@@ -87,6 +88,24 @@ fn a_command_that_does_not_exist_is_an_error_with_its_name() {
 fn a_large_output_is_complete() {
     let mut stream = open(server(), &shell("head -c 5000000 /dev/zero"));
     assert_eq!(collect(&mut stream).0.len(), 5_000_000);
+}
+
+#[test]
+fn input_reaches_the_command_and_ends() {
+    let cat = Command { argv: vec!["cat".into()], stdin: true, ..Command::default() };
+    let mut stream = open(server(), &Request::Exec(cat));
+    for piece in [b"one ".as_slice(), b"two", b""] {
+        write_frame(&mut stream, Kind::Stdin, piece).unwrap();
+    }
+    assert_eq!(collect(&mut stream), ("one two".into(), String::new(), Exit::Code(0)));
+    // What a command has none of, or does not read, does it no harm.
+    let mut stream = open(server(), &shell("cat; sleep 0.2; echo end"));
+    write_frame(&mut stream, Kind::Stdin, b"lost").unwrap();
+    assert_eq!(collect(&mut stream), ("end\n".into(), String::new(), Exit::Code(0)));
+    let deaf = Command { argv: vec!["true".into()], stdin: true, ..Command::default() };
+    let mut stream = open(server(), &Request::Exec(deaf));
+    let _ = write_frame(&mut stream, Kind::Stdin, &[b'x'; 200_000]);
+    assert_eq!(collect(&mut stream).2, Exit::Code(0));
 }
 
 #[test]

@@ -112,7 +112,7 @@ pub const GUEST_INIT: &str = r"#!/bin/busybox sh
 export PATH=/bin HOME=/root
 echo guest is ready
 [ -x /main ] && /main
-exec setsid sh -c 'exec sh -i </dev/console >/dev/console 2>&1'
+exec setsid cttyhack sh -i
 ";
 
 /// The line that [`GUEST_INIT`] prints.

@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "in part only for demo, scenarios and bench")]
 mod assets;
 mod bench;
+mod console;
 mod context;
 mod cpio;
 mod demo;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::assets::guest_initramfs;
+use crate::console::Console;
 use crate::context::Context;
 use crate::host::KvmHost;
 use crate::packages::Tool;
@@ -15,6 +16,9 @@ use crate::paths;
 use crate::progress::note;
 use crate::symbols::kernel_symbols;
 use crate::vmm::{self, CMDLINE, GuestOptions};
+
+/// How soon Ctrl-A x is noticed.
+const POLL: Duration = Duration::from_millis(100);
 
 /// Options of `run`.
 #[derive(Args, Debug)]
@@ -39,7 +43,7 @@ pub struct RunOptions {
     wait_for_gdb: bool,
 }
 
-/// Starts the guest and shows its console until it ends or Ctrl-C is pressed.
+/// Starts the guest and is its console until it ends or the user leaves.
 pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
     context.prepare(&[Tool::Gdb])?;
     let host = KvmHost::start(context)?;
@@ -65,19 +69,29 @@ pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
             cpus: options.cpus,
             memory: options.memory,
             wait_for_gdb: options.wait_for_gdb,
+            input: true,
             extra: Vec::new(),
         },
     )?;
     note(format!("the guest runs under reference-vmm on {}", host.describe()?));
     note("attach with");
     println!("\n    gdb-multiarch {} -ex 'target remote {}'\n", paths::short(&symbols), guest.address());
-    note("Ctrl-C ends the guest; its console follows");
+    note(format!(
+        "{}; the guest's console follows",
+        if Console::is_terminal() { "Ctrl-A x ends it" } else { "Ctrl-C ends it" }
+    ));
     guest.vmm.echo()?;
+    let console = Console::start(guest.vmm.input())?;
     loop {
-        // Ctrl-C ends this process, and with it the host and everything in it.
-        if let Some(exit) = guest.vmm.wait(Duration::from_secs(3600))? {
+        if let Some(exit) = guest.vmm.wait(POLL)? {
+            drop(console);
             note(format!("the guest ended: {exit}"));
             return Ok(ExitCode::from(exit.shell_code()));
+        }
+        if console.is_left() {
+            drop(console);
+            note("ending the guest and its host");
+            return Ok(ExitCode::SUCCESS);
         }
     }
 }

@@ -48,7 +48,7 @@ pub fn runner(context: &Context, options: RunnerOptions) -> Result<ExitCode> {
     let program = host.upload_program(&options.program)?;
     let mut argv = vec![program];
     argv.extend(options.arguments);
-    let exit = host.run(&HostCommand { argv, env: passed_on(&host)? })?;
+    let exit = host.run(&HostCommand { argv, env: passed_on(&host)?, stdin: false })?;
     Ok(ExitCode::from(exit.shell_code()))
 }
 

@@ -32,6 +32,8 @@ pub struct GuestOptions {
     pub memory: u32,
     /// Execute nothing before a debugger says so.
     pub wait_for_gdb: bool,
+    /// Whether its console gets input, which [`HostProcess::input`] takes.
+    pub input: bool,
     /// Further arguments for the VMM.
     pub extra: Vec<String>,
 }
@@ -45,6 +47,7 @@ impl Default for GuestOptions {
             cpus: 2,
             memory: 512,
             wait_for_gdb: false,
+            input: false,
             extra: Vec::new(),
         }
     }
@@ -97,15 +100,15 @@ pub fn start(context: &Context, host: &KvmHost, vmm: &str, options: &GuestOption
         arguments.push("--wait-for-gdb".to_owned());
     }
     arguments.extend(options.extra.iter().cloned());
-    launch(host, vmm, arguments, true)
+    launch(host, vmm, arguments, true, options.input)
 }
 
 /// Starts a VMM with these arguments, and sockets for control and, if it is to have one, for gdb. Waits until they are
-/// there.
+/// there. With `input`, its standard input is ours to write.
 ///
 /// # Errors
 /// If the VMM ends before; with its output.
-pub fn launch(host: &KvmHost, vmm: &str, arguments: Vec<String>, gdb: bool) -> Result<Guest> {
+pub fn launch(host: &KvmHost, vmm: &str, arguments: Vec<String>, gdb: bool, input: bool) -> Result<Guest> {
     static GUESTS: AtomicU32 = AtomicU32::new(0);
     let number = GUESTS.fetch_add(1, Ordering::Relaxed);
     let path = |kind: &str| host.path(&format!("{kind}-{}-{number}.sock", std::process::id()));
@@ -116,7 +119,7 @@ pub fn launch(host: &KvmHost, vmm: &str, arguments: Vec<String>, gdb: bool) -> R
     if gdb {
         argv.extend(["--gdb".to_owned(), format!("unix:{socket}")]);
     }
-    let vmm = host.spawn(&HostCommand { argv, env: Vec::new() })?;
+    let vmm = host.spawn(&HostCommand { argv, stdin: input, ..HostCommand::default() })?;
     wait_for_socket(host, &vmm, if gdb { &socket } else { &control })?;
     let gdb = host.forward(Endpoint::Unix(socket.clone()))?;
     Ok(Guest { vmm, gdb, socket, control })

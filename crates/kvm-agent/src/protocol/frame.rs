@@ -30,6 +30,8 @@ pub enum Kind {
     Connect = 7,
     /// Client: write a file from a piece of a disk.
     Import = 8,
+    /// Client: standard input of the command that runs on this connection; an empty one is its end.
+    Stdin = 9,
     /// Agent: done.
     Ok = 16,
     /// Agent: the request failed; the payload is the reason as text.
@@ -57,6 +59,7 @@ impl Kind {
             6 => Self::Stat,
             7 => Self::Connect,
             8 => Self::Import,
+            9 => Self::Stdin,
             16 => Self::Ok,
             17 => Self::Error,
             18 => Self::Stdout,

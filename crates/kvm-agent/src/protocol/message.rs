@@ -6,7 +6,7 @@ use super::ProtocolError;
 use super::fields::{Decoder, Encoder};
 
 /// Version of the protocol, part of the hello.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

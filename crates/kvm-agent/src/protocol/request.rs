@@ -10,6 +10,8 @@ pub struct Command {
     pub argv: Vec<String>,
     /// Variables added to the agent's own environment.
     pub env: Vec<(String, String)>,
+    /// Whether its standard input comes in [`Kind::Stdin`] frames; if not, it has none.
+    pub stdin: bool,
 }
 
 /// A socket inside the host.
@@ -69,6 +71,7 @@ impl Request {
             Self::Exec(command) => {
                 out.list(&command.argv);
                 out.list(&command.env.iter().flat_map(|(name, value)| [name, value]).collect::<Vec<_>>());
+                out.number(u32::from(command.stdin));
                 Kind::Exec
             }
             Self::Put { path, mode } => {
@@ -123,7 +126,12 @@ impl Request {
                     return Err(ProtocolError::Malformed("env: name without a value"));
                 }
                 let env = env.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-                Self::Exec(Command { argv, env })
+                let stdin = match input.number("stdin")? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(ProtocolError::Malformed("stdin: neither 0 nor 1")),
+                };
+                Self::Exec(Command { argv, env, stdin })
             }
             Kind::Put => Self::Put { path: input.string("path")?, mode: input.number("mode")? },
             Kind::Import => Self::Import {
@@ -159,6 +167,7 @@ mod tests {
             Request::Exec(Command {
                 argv: vec!["/bin/echo".into(), "two words".into(), String::new()],
                 env: vec![("RUST_BACKTRACE".into(), "1".into())],
+                stdin: true,
             }),
             Request::Put { path: "/tmp/a".into(), mode: 0o755 },
             Request::Import {

@@ -22,7 +22,7 @@ use kvm_agent::{Endpoint, Exit, ServerConfig, Stream};
 
 pub use client::Output;
 pub use forward::Forward;
-pub use process::HostProcess;
+pub use process::{HostInput, HostProcess};
 
 use crate::assets::without_debug_info;
 use crate::context::Context;
@@ -38,9 +38,9 @@ pub const HOST_VARIABLE: &str = "XTASK_KVM_HOST";
 /// A command for the host.
 pub type HostCommand = kvm_agent::Command;
 
-/// Program, arguments; the environment is the agent's own.
+/// Program, arguments; the environment is the agent's own, and there is no input.
 pub fn command<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> HostCommand {
-    HostCommand { argv: argv.into_iter().map(Into::into).collect(), env: Vec::new() }
+    HostCommand { argv: argv.into_iter().map(Into::into).collect(), ..HostCommand::default() }
 }
 
 /// An arm64 KVM host that answers. Dropped, it and everything in it ends.

@@ -15,6 +15,7 @@ use crate::progress::tail;
 /// A running command; killed, with its children, when this is dropped.
 pub struct HostProcess {
     stream: TcpStream,
+    input: HostInput,
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
 }
@@ -37,6 +38,7 @@ impl HostProcess {
         let shared = Arc::new(Shared::default());
         let mut from = stream.try_clone()?;
         let writer = Arc::clone(&shared);
+        let input = HostInput(Arc::new(Mutex::new(stream.try_clone()?)));
         let reader = thread::spawn(move || {
             let ended = follow(&mut from, |_, bytes: &[u8]| {
                 let mut state = writer.lock();
@@ -47,7 +49,12 @@ impl HostProcess {
             writer.lock().ended = Some(ended.map_err(|error| format!("{error:#}")));
             writer.changed.notify_all();
         });
-        Ok(Self { stream, shared, reader: Some(reader) })
+        Ok(Self { stream, input, shared, reader: Some(reader) })
+    }
+
+    /// The way for its input, if it was started with one.
+    pub fn input(&self) -> HostInput {
+        self.input.clone()
     }
 
     /// All that it has printed so far, standard output and standard error as they came.
@@ -129,7 +136,26 @@ impl HostProcess {
         if self.shared.lock().ended.is_some() {
             return Ok(());
         }
-        write_frame(&mut &self.stream, Kind::Signal, &encode_signal(signal)).context("cannot send a signal")
+        self.input.send(Kind::Signal, &encode_signal(signal)).context("cannot send a signal")
+    }
+}
+
+/// What goes to a running command.
+#[derive(Clone)]
+pub struct HostInput(Arc<Mutex<TcpStream>>);
+
+impl HostInput {
+    /// Sends a piece of its standard input; an empty one is the end of it.
+    ///
+    /// # Errors
+    /// If the command or the host is gone.
+    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+        self.send(Kind::Stdin, bytes).context("cannot send input")
+    }
+
+    fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(write_frame(&mut *stream, kind, payload)?)
     }
 }
 

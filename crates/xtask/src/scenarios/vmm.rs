@@ -169,7 +169,7 @@ impl ReferenceMover<'_> {
         {
             arguments.extend(limit.into_iter().flat_map(|limit| [option.to_owned(), limit.to_string()]));
         }
-        Ok(Arc::new(vmm::launch(self.host, &self.program, arguments, landing.gdb)?))
+        Ok(Arc::new(vmm::launch(self.host, &self.program, arguments, landing.gdb, false)?))
     }
 
     fn tell(&self, guest: &dyn RunningGuest, words: &[&str]) -> Result<String> {
