@@ -9,7 +9,7 @@ use fake::*;
 use guest_debug::arm64::{Pstate, Reg, SysReg};
 use guest_debug::{
     Breakpoint, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, GuestRam, Gva, RamError, ResumeAction,
-    StopReason, VcpuDebugger, VcpuError, VcpuId, VmHost, Wait, WatchKind,
+    StopReason, VcpuDebugger, VcpuError, VcpuId, VmHost, Wait,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,24 +17,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-const V0: VcpuId = VcpuId(0);
 /// Exits as KVM reports them.
 const STEPPED: DebugExit = DebugExit { syndrome: 0xca00_0022, far: 0 };
 const OUR_BRK: DebugExit = DebugExit { syndrome: 0xf200_67db, far: 0 };
 /// What a resume may take: far less than the session's patience with a vCPU that does not stop.
 const SOON: Duration = Duration::from_secs(8);
-
-fn hardware(address: u64) -> Breakpoint {
-    Breakpoint::Hardware(Gva(address))
-}
-
-fn software(address: u64) -> Breakpoint {
-    Breakpoint::Software(Gva(address))
-}
-
-fn write_watch(address: u64, length: u64) -> Breakpoint {
-    Breakpoint::Watch { kind: WatchKind::Write, address: Gva(address), length }
-}
 
 // ---- stops
 

@@ -11,21 +11,6 @@ use proptest::prelude::*;
 use std::sync::atomic::Ordering;
 use vm_memory::GuestAddress;
 
-const V0: VcpuId = VcpuId(0);
-const V1: VcpuId = VcpuId(1);
-
-fn hardware(address: u64) -> Breakpoint {
-    Breakpoint::Hardware(Gva(address))
-}
-
-fn software(address: u64) -> Breakpoint {
-    Breakpoint::Software(Gva(address))
-}
-
-fn write_watch(address: u64, length: u64) -> Breakpoint {
-    Breakpoint::Watch { kind: WatchKind::Write, address: Gva(address), length }
-}
-
 fn step(vm: &Vm, vcpu: VcpuId) {
     let others = (0..vm.vcpus.len() as u32).map(VcpuId).filter(|id| *id != vcpu);
     let mut actions: Vec<_> = others.map(|id| (id, ResumeAction::Stay)).collect();

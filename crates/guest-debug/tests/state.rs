@@ -7,27 +7,11 @@ mod fake;
 use fake::*;
 use guest_debug::arm64::{Pstate, Reg};
 use guest_debug::state::{GuestDebugState, StateError, StepRange, StopState, VcpuMode, fits};
-use guest_debug::{
-    Breakpoint, DebugCaps, Gva, Restore, ResumeAction, SessionError, StopReason, VcpuId, VcpuState, WatchKind,
-};
+use guest_debug::{DebugCaps, Gva, Restore, ResumeAction, SessionError, StopReason, VcpuState, WatchKind};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
-const V0: VcpuId = VcpuId(0);
-const V1: VcpuId = VcpuId(1);
 const LOOP: [u32; 4] = [NOP, COUNT, NOP, branch(-8)];
-
-fn hardware(address: u64) -> Breakpoint {
-    Breakpoint::Hardware(Gva(address))
-}
-
-fn software(address: u64) -> Breakpoint {
-    Breakpoint::Software(Gva(address))
-}
-
-fn write_watch(address: u64, length: u64) -> Breakpoint {
-    Breakpoint::Watch { kind: WatchKind::Write, address: Gva(address), length }
-}
 
 fn image(vm: &Vm) -> Vec<u8> {
     let mut image = vec![0; 1 << 20];

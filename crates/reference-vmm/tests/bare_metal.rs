@@ -16,7 +16,7 @@ mod support;
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "guest_code! assembles")]
 mod tests {
-    use crate::support::{Guest, Output, guest_code};
+    use crate::support::{DATA, Guest, Output, guest_code};
     use reference_vmm::config::VmConfig;
     use reference_vmm::control::Request;
     use reference_vmm::error::VmError;
@@ -59,7 +59,7 @@ mod tests {
 
     fn assert_entry_state(guest: &Guest, address: u64) {
         guest.vm.run().unwrap();
-        let [fdt, pc, el, daif, sctlr, magic, x1, x2] = guest.read::<8>(0x8010_0000);
+        let [fdt, pc, el, daif, sctlr, magic, x1, x2] = guest.read::<8>(DATA);
         assert_eq!(pc, address);
         assert!(fdt > address && fdt.is_multiple_of(8), "{fdt:#x}");
         assert_eq!(magic, u64::from(0xd00d_feed_u32.to_be()), "X0 holds the address of a device tree");
@@ -144,7 +144,7 @@ mod tests {
     fn a_reset_starts_the_machine_again_from_its_first_state() {
         let Some(guest) = Guest::new(reset_twice(), |config| config.cpus = 2) else { return };
         guest.vm.run().unwrap();
-        assert_eq!(guest.read::<1>(0x8010_0000), [3], "memory keeps its contents over a reset");
+        assert_eq!(guest.read::<1>(DATA), [3], "memory keeps its contents over a reset");
         let first = guest.read::<4>(0x8010_0020);
         assert_eq!(guest.read::<4>(0x8010_0040), first);
         assert_eq!(guest.read::<4>(0x8010_0060), first);
@@ -182,7 +182,7 @@ mod tests {
     fn a_reset_loads_the_payload_again() {
         let Some(guest) = Guest::new(overwrite_and_reset(), |_| {}) else { return };
         guest.vm.run().unwrap();
-        assert_eq!(guest.read::<1>(0x8010_0000), [2]);
+        assert_eq!(guest.read::<1>(DATA), [2]);
     }
 
     // vCPU 0 powers vCPU 1 on with CPU_ON and spins; vCPU 1 counts up to 1000 and resets the VM, or powers it off
@@ -216,7 +216,7 @@ mod tests {
     fn a_reset_reaches_a_vcpu_that_is_inside_the_guest() {
         let Some(guest) = Guest::new(reset_by_second_vcpu(), |config| config.cpus = 2) else { return };
         guest.vm.run().unwrap();
-        assert_eq!(guest.read::<1>(0x8010_0000), [4]);
+        assert_eq!(guest.read::<1>(DATA), [4]);
     }
 
     // As before, but vCPU 0 reads a device register without end: a reset finds it with an access that KVM has not
@@ -259,7 +259,7 @@ mod tests {
     fn a_reset_completes_device_accesses_first() {
         let Some(guest) = Guest::new(reset_in_device_access(), |config| config.cpus = 2) else { return };
         guest.vm.run().unwrap();
-        assert_eq!(guest.read::<1>(0x8010_0000), [10]);
+        assert_eq!(guest.read::<1>(DATA), [10]);
     }
 
     // Writes "ok" to the serial port, reads and writes where there is nothing, and notes what it read.
@@ -283,10 +283,10 @@ mod tests {
     #[test]
     fn serial_output_and_unknown_addresses() {
         let Some(guest) = Guest::new(serial_and_nothing(), |_| {}) else { return };
-        guest.vm.ram().write_obj(u64::MAX, GuestAddress(0x8010_0000)).unwrap();
+        guest.vm.ram().write_obj(u64::MAX, GuestAddress(DATA)).unwrap();
         guest.vm.run().unwrap();
         assert_eq!(guest.output.text(), "ok");
-        assert_eq!(guest.read::<1>(0x8010_0000), [0], "what nobody answers reads as zero");
+        assert_eq!(guest.read::<1>(DATA), [0], "what nobody answers reads as zero");
     }
 
     // A pair of registers stored to a device: KVM gets no syndrome that it could decode.

@@ -17,17 +17,14 @@ mod support;
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "guest_code! assembles")]
 mod tests {
-    use crate::support::client::{BOOT, Client, debug, event};
-    use crate::support::{Guest, guest_code};
+    use crate::support::client::{BOOT, Client, debug, debug_held, event};
+    use crate::support::{BASE, DATA, Guest, guest_code};
     use guest_debug::arm64::Reg;
     use guest_debug::{Breakpoint, Gva, StopReason, VcpuId, WatchKind};
     use reference_vmm::config::DebugMode;
     use std::thread;
     use std::time::Duration;
     use vm_memory::GuestAddress;
-
-    const BASE: u64 = 0x8000_0000;
-    const DATA: u64 = 0x8010_0000;
 
     guest_code!(
         count_to_three,
@@ -65,9 +62,7 @@ mod tests {
 
     #[test]
     fn steps_breakpoints_and_a_watch() {
-        let Some(guest) = Guest::new(count_to_three(), |config| config.debug = DebugMode::Hold) else { return };
-        debug(&guest, |guest| {
-            let client = Client::attach(guest);
+        let guest = debug_held(count_to_three(), 1, |guest, client| {
             for done in 1..=2 {
                 assert_eq!(client.step(BOOT), event(0, StopReason::Step));
                 assert_eq!(client.get(BOOT, Reg::Pc), BASE + 4 * done);
@@ -85,6 +80,7 @@ mod tests {
             assert_eq!(guest.read::<3>(DATA), [1, 2, 0], "the access has not happened yet");
             client.0.detach().unwrap();
         });
+        let Some(guest) = guest else { return };
         assert_eq!(guest.read::<3>(DATA), [1, 2, 3]);
         assert_eq!(guest.read::<1>(BASE + 16), guest_words(count_to_three(), 16), "the guest's code is its own again");
     }
@@ -112,9 +108,7 @@ mod tests {
 
     #[test]
     fn breakpoints_stay_over_a_reset() {
-        let Some(guest) = Guest::new(boot_three_times(), |config| config.debug = DebugMode::Hold) else { return };
-        debug(&guest, |guest| {
-            let client = Client::attach(guest);
+        debug_held(boot_three_times(), 1, |guest, client| {
             client.insert(Breakpoint::Software(Gva(BASE + 8)));
             client.insert(Breakpoint::Hardware(Gva(BASE + 16)));
             for boot in 1..=3 {
@@ -148,13 +142,7 @@ mod tests {
 
     #[test]
     fn a_breakpoint_is_on_a_vcpu_that_comes_up_later() {
-        let change = |config: &mut reference_vmm::config::VmConfig| {
-            config.cpus = 2;
-            config.debug = DebugMode::Hold;
-        };
-        let Some(guest) = Guest::new(two_vcpus(), change) else { return };
-        debug(&guest, |guest| {
-            let client = Client::attach(guest);
+        debug_held(two_vcpus(), 2, |_, client| {
             client.insert(Breakpoint::Hardware(Gva(BASE + 48)));
             for round in 0..20 {
                 assert_eq!(client.resume(), event(1, StopReason::HardwareBreakpoint(Gva(BASE + 48))));
@@ -185,9 +173,7 @@ mod tests {
 
     #[test]
     fn steps_over_device_accesses_execute_each_once() {
-        let Some(guest) = Guest::new(print_100(), |config| config.debug = DebugMode::Hold) else { return };
-        debug(&guest, |guest| {
-            let client = Client::attach(guest);
+        let guest = debug_held(print_100(), 1, |guest, client| {
             let mut expected = BASE;
             for step in 0..3 + 3 * 10 {
                 assert_eq!(client.get(BOOT, Reg::Pc), expected, "step {step}");
@@ -197,6 +183,7 @@ mod tests {
             assert_eq!(guest.output.text(), ".".repeat(10));
             client.0.detach().unwrap();
         });
+        let Some(guest) = guest else { return };
         assert_eq!(guest.output.text(), ".".repeat(100));
     }
 

@@ -16,15 +16,12 @@ mod support;
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "guest_code! assembles")]
 mod tests {
-    use crate::support::client::{BOOT, Client, debug, event};
-    use crate::support::{Guest, guest_code, skipped};
+    use crate::support::client::{BOOT, Client, debug_held, event};
+    use crate::support::{BASE, DATA, Guest, guest_code, skipped};
     use guest_debug::arm64::{Pstate, Reg, SysReg};
     use guest_debug::{Breakpoint, Gva, ResumeAction, StopReason, WatchKind};
-    use reference_vmm::config::DebugMode;
     use reference_vmm::control::Request;
 
-    const BASE: u64 = 0x8000_0000;
-    const DATA: u64 = 0x8010_0000;
     const ESR_EL1: Reg = Reg::Sys(SysReg::ESR_EL1);
     /// Access to floating point and SIMD, which `STR Q0` needs.
     const CPACR_EL1: Reg = Reg::Sys(SysReg::new(3, 0, 1, 0, 2));
@@ -32,10 +29,8 @@ mod tests {
 
     /// Steps through `code` from its start with a client attached; the VM ends with the client.
     fn stepping(code: &[u8], client: impl FnOnce(&Guest, &Client)) {
-        let Some(guest) = Guest::new(code, |config| config.debug = DebugMode::Hold) else { return };
-        debug(&guest, |guest| {
-            let session = Client::attach(guest);
-            client(guest, &session);
+        debug_held(code, 1, |guest, session| {
+            client(guest, session);
             guest.vm.control().request(Request::Quit);
         });
     }

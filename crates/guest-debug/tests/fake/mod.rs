@@ -3,6 +3,12 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "test support")]
 
+#[allow(dead_code, reason = "not every suite uses all of them")]
+mod names;
+
+#[allow(unused_imports, reason = "the gdb server's suite uses none of them")]
+pub use names::*;
+
 use guest_debug::arm64::{Pstate, Reg, SysReg};
 use guest_debug::state::GuestDebugState;
 use guest_debug::{

@@ -3,6 +3,7 @@
 use super::Guest;
 use guest_debug::arm64::Reg;
 use guest_debug::{Breakpoint, DebugSession, ResumeAction, StopEvent, StopReason, VcpuId};
+use reference_vmm::config::DebugMode;
 use reference_vmm::control::Request;
 use std::sync::Arc;
 use std::thread;
@@ -66,6 +67,17 @@ pub fn debug(guest: &Guest, client: impl FnOnce(&Guest)) {
         client(guest);
         running.join().unwrap().unwrap();
     });
+}
+
+/// Debugs `code` in a VM of `cpus` vCPUs that has executed nothing yet; afterwards the guest has to power itself off.
+/// `None` where there is no KVM.
+pub fn debug_held(code: &[u8], cpus: u32, client: impl FnOnce(&Guest, &Client)) -> Option<Guest> {
+    let guest = Guest::new(code, |config| {
+        config.cpus = cpus;
+        config.debug = DebugMode::Hold;
+    })?;
+    debug(&guest, |guest| client(guest, &Client::attach(guest)));
+    Some(guest)
 }
 
 /// A test that fails must not wait for its guest.

@@ -10,6 +10,11 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::tempfile::TempFile;
 
+/// Where a flat payload starts.
+pub const BASE: u64 = 0x8000_0000;
+/// Where the payloads here keep what they tell.
+pub const DATA: u64 = 0x8010_0000;
+
 /// Makes a function `$name() -> &'static [u8]` that answers the code assembled from the lines. The code must be
 /// position-independent; its start is the symbol `$name_start`.
 macro_rules! guest_code {
