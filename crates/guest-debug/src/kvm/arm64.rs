@@ -4,8 +4,9 @@ use super::regid;
 use crate::arm64::Reg;
 use crate::uapi::{DebugExitArch, GuestDebug};
 use crate::{DebugConfig, DebugExit, DebugVcpu, VcpuError};
-use kvm_bindings::{RegList, kvm_debug_exit_arch, kvm_guest_debug};
+use kvm_bindings::{RegList, kvm_debug_exit_arch, kvm_guest_debug, kvm_reg_list};
 use kvm_ioctls::VcpuFd;
+use std::iter;
 use vmm_sys_util::errno;
 
 impl DebugVcpu for VcpuFd {
@@ -46,10 +47,8 @@ impl DebugVcpu for VcpuFd {
     }
 
     fn reg_list(&self) -> Result<Vec<Reg>, VcpuError> {
-        // KVM answers E2BIG with the number that it needs; the vector can hold more than any kernel has.
-        let mut list = RegList::new(MAX_REGS).map_err(|_| VcpuError::Unsupported("a list of so many registers"))?;
-        self.get_reg_list(&mut list).map_err(os("KVM_GET_REG_LIST"))?;
-        let mut regs: Vec<_> = list.as_slice().iter().filter_map(|&id| regid::decode(id)).collect();
+        let ids = register_ids(self, USUAL_REGS).map_err(os("KVM_GET_REG_LIST"))?;
+        let mut regs: Vec<_> = ids.into_iter().filter_map(regid::decode).collect();
         // The views of Z that a vCPU with SVE has without saying so.
         if regs.contains(&Reg::Z(0)) && !regs.contains(&Reg::V(0)) {
             regs.extend((0..32).map(Reg::V));
@@ -58,9 +57,34 @@ impl DebugVcpu for VcpuFd {
     }
 }
 
-/// Longest register list that is read, and the most that kvm-bindings' list holds. Linux has some 300 registers to a
-/// vCPU.
-const MAX_REGS: usize = 500;
+/// Registers that are asked for at first. Linux has some 300 to a vCPU, and more with each release.
+const USUAL_REGS: usize = 500;
+
+/// KVM's register list, asked for with room for `room` registers, and once more if there are more than that.
+fn register_ids(vcpu: &VcpuFd, room: usize) -> Result<Vec<u64>, errno::Error> {
+    let mut list = empty_list(room);
+    match vcpu.get_reg_list(&mut list) {
+        Ok(()) => Ok(list.as_slice().to_vec()),
+        Err(error) if error.errno() == libc_errno::E2BIG => {
+            // KVM has written how many there are, and nothing else.
+            let mut list = empty_list(list.as_fam_struct_ref().n as usize);
+            vcpu.get_reg_list(&mut list)?;
+            Ok(list.as_slice().to_vec())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A list with room for so many registers. Its own constructor stops at 500 (kvm-bindings, `ARM64_REGS_MAX`).
+#[expect(unsafe_code, reason = "a list of any length has no safe constructor")]
+fn empty_list(room: usize) -> RegList {
+    // The header is as large as an entry, and zero is a good value of both.
+    const { assert!(size_of::<kvm_reg_list>() == size_of::<u64>()) };
+    let mut content: Vec<_> = iter::repeat_with(kvm_reg_list::default).take(room + 1).collect();
+    content[0].n = room as u64;
+    // SAFETY: the first element is the header, and `room` initialised elements follow it, as it says.
+    unsafe { RegList::from_raw(content) }
+}
 
 impl DebugExit {
     /// A `KVM_EXIT_DEBUG`, with `flags` of the same `kvm_run`: they say whether the kernel filled `hsr_high`.
@@ -87,9 +111,10 @@ fn os(operation: &'static str) -> impl Fn(errno::Error) -> VcpuError {
     move |error| VcpuError::Os { operation, errno: error.errno() }
 }
 
-/// The two error numbers that KVM gives a meaning of its own here.
+/// The error numbers that KVM gives a meaning of its own here.
 mod libc_errno {
     pub(super) const ENOENT: i32 = 2;
+    pub(super) const E2BIG: i32 = 7;
     pub(super) const EINVAL: i32 = 22;
 }
 
@@ -116,4 +141,32 @@ pub(crate) fn sync_icache(start: *const u8, length: usize) {
     }
     // SAFETY: as above.
     unsafe { asm!("dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvm_bindings::kvm_vcpu_init;
+    use kvm_ioctls::Kvm;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_register_list_longer_than_expected_is_complete() {
+        let Ok(kvm) = Kvm::new() else {
+            // Past libtest, which would keep it to itself.
+            let name = std::thread::current().name().unwrap_or("a test").to_owned();
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {name}: there is no KVM");
+            return;
+        };
+        let vm = kvm.create_vm().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut target = kvm_vcpu_init::default();
+        vm.get_preferred_target(&mut target).unwrap();
+        vcpu.vcpu_init(&target).unwrap();
+        let all = register_ids(&vcpu, 2 * USUAL_REGS).unwrap();
+        assert!(all.len() > 30, "{}", all.len());
+        for room in [0, 1, all.len() - 1, all.len()] {
+            assert_eq!(register_ids(&vcpu, room).unwrap(), all, "room for {room}");
+        }
+    }
 }
