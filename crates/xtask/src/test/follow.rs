@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 
 use super::summary::TestOutput;
 
-/// How long nothing may be printed before a test is taken to hang. A compilation of all crates is silent for less.
-const SILENCE: Duration = Duration::from_secs(300);
+/// How long nothing may be printed before a test is taken to hang. Compiling is silent for half of that on a busy machine.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// Runs a command with both of its outputs in one pipe, in order, shown and read line by line.
 ///
