@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// Physical memory is read in pieces that don't cross such a boundary: RAM begins and ends on one.
 const PAGE: u64 = 4096;
 
+const MOVED: u32 = u32::MAX;
 /// How long a client's call waits for a VM that is being saved. gdb gives an answer two seconds.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// The same for a call that the client waits for anyhow.
@@ -43,7 +44,7 @@ pub struct SessionVm {
     session: Arc<DebugSession>,
     /// Stop that a client left behind without having been told of it.
     left_behind: Arc<Mutex<Option<StopEvent>>>,
-    /// Exit code plus one; 0 while the guest lives.
+    /// Exit code plus one; 0 while the guest lives, [`MOVED`] when it lives elsewhere.
     ended: Arc<AtomicU32>,
     monitor: Option<Arc<dyn Monitor>>,
 }
@@ -85,6 +86,12 @@ impl SessionVm {
         let _ = self.session.stop_fd().write(1);
     }
 
+    /// Tells the client that the VM goes on in another process. Call it before the server is shut down.
+    pub fn report_moved(&self) {
+        self.ended.store(MOVED, Ordering::Release);
+        let _ = self.session.stop_fd().write(1);
+    }
+
     fn left_behind(&self) -> std::sync::MutexGuard<'_, Option<StopEvent>> {
         self.left_behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,8 +130,10 @@ impl DebugVm for SessionVm {
     }
 
     fn take_event(&self) -> Result<Option<VmEvent>, VmError> {
-        if let Some(code) = self.ended.load(Ordering::Acquire).checked_sub(1) {
-            return Ok(Some(VmEvent::Ended(u8::try_from(code).unwrap_or(u8::MAX))));
+        match self.ended.load(Ordering::Acquire) {
+            0 => {}
+            MOVED => return Ok(Some(VmEvent::Moved)),
+            ended => return Ok(Some(VmEvent::Ended(u8::try_from(ended - 1).unwrap_or(u8::MAX)))),
         }
         if let Some(event) = self.left_behind().take() {
             return Ok(Some(VmEvent::Stopped(event)));

@@ -19,6 +19,9 @@ use thiserror::Error;
 /// Longest packet, as the client is told. gdb reads memory in pieces of half of it.
 pub(crate) const PACKET_SIZE: usize = 0x2_0000 + 0x100;
 
+/// What a client reads whose VM was migrated.
+const MOVED: &str = "The VM goes on elsewhere, with its breakpoints; attach to it there.\n";
+
 /// Packets kept that arrive while the guest runs; well-behaved clients send none.
 const MAX_EARLY_PACKETS: usize = 64;
 
@@ -84,7 +87,7 @@ impl<'v, V: DebugVm> Stub<'v, V> {
         // A stop that nobody was told of yet.
         let last_stop = match vm.take_event() {
             Ok(Some(VmEvent::Stopped(event))) => Some(event),
-            Ok(Some(VmEvent::Ended(_))) => return Err(End::GuestEnded),
+            Ok(Some(VmEvent::Ended(_) | VmEvent::Moved)) => return Err(End::GuestEnded),
             Err(VmError::Gone) => return Err(End::VmGone),
             Ok(None) | Err(_) => None,
         };
@@ -288,6 +291,10 @@ impl<'v, V: DebugVm> Stub<'v, V> {
         match self.target.vm.take_event() {
             Ok(None) => Ok(()),
             Ok(Some(VmEvent::Ended(code))) => self.report(MultiThreadStopReason::Exited(code), out),
+            Ok(Some(VmEvent::Moved)) => {
+                self.console(MOVED, out);
+                self.report(MultiThreadStopReason::Exited(0), out)
+            }
             Ok(Some(VmEvent::Stopped(event))) => {
                 self.select(Tid::of(event.vcpu));
                 self.last_stop = Some(event);

@@ -73,6 +73,9 @@ pub enum VmEvent {
     Stopped(StopEvent),
     /// The guest ended, with the code that the client is told (0 for an orderly power-off).
     Ended(u8),
+    /// The VM goes on in another process. The protocol has no word for it: the client is told an end, and with a text what
+    /// it is.
+    Moved,
 }
 
 /// Where memory is read or written.
