@@ -56,7 +56,10 @@ impl Command {
                 let (config, surroundings) = args.into_parts();
                 Task::Run(Origin::Boot(config), surroundings)
             }
-            Self::Restore(args) => Task::Run(Origin::Snapshot(args.directory), args.vm.into()),
+            Self::Restore(args) => {
+                let surroundings = Surroundings { without_session: args.without_session, ..args.vm.into() };
+                Task::Run(Origin::Snapshot(args.directory), surroundings)
+            }
             Self::Receive(args) => Task::Run(Origin::Migration(args.address), args.vm.into()),
             Self::Snapshot(args) => Task::Control(args.control.control, operations::Command::Snapshot(args.directory)),
             Self::Migrate(args) => Task::Control(args.control.control, operations::Command::Migrate(args.address)),
@@ -94,6 +97,9 @@ pub struct RestoreArgs {
     /// The snapshot
     #[arg(value_name = "DIR")]
     directory: PathBuf,
+    /// Leave its debug session unread, as a VMM does that knows of none
+    #[arg(long)]
+    without_session: bool,
     #[command(flatten)]
     vm: VmArgs,
 }
@@ -181,7 +187,7 @@ impl From<VmArgs> for Surroundings {
             (Some(_), true) => DebugMode::Hold,
         };
         let limits = DebugLimits { breakpoints: args.max_breakpoints, watchpoints: args.max_watchpoints };
-        Self { gdb: args.gdb, control: args.control, debug, limits }
+        Self { gdb: args.gdb, control: args.control, debug, limits, without_session: false }
     }
 }
 
@@ -205,6 +211,7 @@ mod tests {
             control: Some("/tmp/c".into()),
             debug: DebugMode::Hold,
             limits: DebugLimits { breakpoints: Some(2), watchpoints: Some(1) },
+            without_session: false,
         };
         let config = VmConfig {
             kernel: "Image".into(),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -48,24 +48,39 @@ impl ControlSocket {
     /// # Errors
     ///
     /// [`VmError::Os`].
-    pub fn serve(self, vm: Arc<dyn Operations>) -> Result<(), VmError> {
+    pub fn serve(self, vm: Arc<dyn Operations>) -> Result<ControlServer, VmError> {
         let Listener::Unix(listener, file) = self.0 else {
             return Err(VmError::Control("it is no unix socket".to_owned()));
         };
         listener.set_nonblocking(false).map_err(VmError::io("fcntl"))?;
+        let server = ControlServer::default();
+        let busy = server.0.clone();
         let body = move || {
             // It goes when the process does, with the listener.
             let _file = file;
-            accept(&listener, &*vm);
+            accept(&listener, &*vm, &busy);
         };
-        thread::Builder::new().name("control".to_owned()).spawn(body).map(drop).map_err(VmError::io("clone"))
+        let thread = thread::Builder::new().name("control".to_owned()).spawn(body);
+        thread.map(|_| server).map_err(VmError::io("clone"))
     }
 }
 
-fn accept(listener: &UnixListener, vm: &dyn Operations) {
+/// A control socket that is served.
+#[derive(Debug, Default)]
+pub struct ControlServer(Arc<Mutex<()>>);
+
+impl ControlServer {
+    /// Waits until whoever asked last has the answer: the command may be what ends the process.
+    pub fn finish(self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+fn accept(listener: &UnixListener, vm: &dyn Operations, busy: &Mutex<()>) {
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
+                let _busy = busy.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Err(error) = serve(&stream, vm) {
                     log::debug!("control socket: {error}");
                 }

@@ -42,10 +42,11 @@ impl Server {
         Ok(Self { vm, shutdown, thread })
     }
 
-    /// Tells the client that the guest has ended, with a code, if it has; and ends the server.
+    /// Tells the client that the guest has ended, with a code, or that it has moved; and ends the server.
     pub fn finish(self, code: Option<u8>) {
-        if let Some(code) = code {
-            self.vm.report_end(code);
+        match code {
+            Some(code) => self.vm.report_end(code),
+            None => self.vm.report_moved(),
         }
         if let Err(error) = self.shutdown.write(1) {
             return log::error!("the gdb server can't be told to end: {error}");

@@ -28,6 +28,8 @@ pub struct Surroundings {
     pub debug: DebugMode,
     /// How much of the host's debug hardware it uses.
     pub limits: DebugLimits,
+    /// Leave the session in a snapshot unread.
+    pub without_session: bool,
 }
 
 /// Runs a guest with stdin and stdout as its console, until it powers itself off or has moved elsewhere.
@@ -55,9 +57,7 @@ pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> 
         }
         _ => None,
     };
-    if let Some(control) = control {
-        control.serve(vm.clone())?;
-    }
+    let control = control.map(|control| control.serve(vm.clone())).transpose()?;
     let raw_mode = RawMode::enter();
     if raw_mode.is_some() {
         log::info!("Ctrl-A x ends the VM");
@@ -68,6 +68,9 @@ pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> 
     if let Some(server) = server {
         // A client of a VM that has moved must not believe that the guest ended.
         server.finish(if vm.has_moved() { None } else { Some(u8::from(result.is_err())) });
+    }
+    if let Some(control) = control {
+        control.finish();
     }
     result
 }
@@ -83,7 +86,10 @@ fn make(origin: &Origin, surroundings: &Surroundings) -> Result<crate::kvm::Vm, 
     match origin {
         Origin::Boot(config) => Vm::new(config, output),
         Origin::Snapshot(directory) => {
-            let snapshot = Snapshot::open(directory)?;
+            let mut snapshot = Snapshot::open(directory)?;
+            if surroundings.without_session {
+                snapshot.state.guest_debug = None;
+            }
             let machine = Machine::like(&snapshot.state.machine, output)?;
             snapshot.load_memory(machine.ram())?;
             Vm::restored(machine, &snapshot.state, *debug, limits)

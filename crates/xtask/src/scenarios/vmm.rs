@@ -189,14 +189,11 @@ impl Mover for ReferenceMover<'_> {
     }
 
     fn restore(&self, name: &str, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
-        let mut path = format!("{}/{name}", self.host.path(SNAPSHOTS));
+        let mut arguments = vec!["restore".to_owned(), format!("{}/{name}", self.host.path(SNAPSHOTS))];
         if landing.plain {
-            // What such a VMM does not know it does not read.
-            let copy = format!("{name}.plain");
-            self.shell(&format!("rm -rf {copy}; cp -r {name} {copy}"))?;
-            path = format!("{}/{copy}", self.host.path(SNAPSHOTS));
+            arguments.push("--without-session".to_owned());
         }
-        self.land(vec!["restore".to_owned(), path], landing)
+        self.land(arguments, landing)
     }
 
     fn receive(&self, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
