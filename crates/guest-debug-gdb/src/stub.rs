@@ -239,7 +239,9 @@ impl<'v, V: DebugVm> Stub<'v, V> {
             if let Some(error) = self.target.client.resume_error.take() {
                 self.console(&format!("The guest was not resumed: {error}\n"), out);
                 let tid = self.selection.current.to_gdbstub();
-                return self.report(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP }, out);
+                // gdb takes SIGTRAP at the place where it began for a step that is not done yet, and would ask again for
+                // ever: `next` would never end.
+                return self.report(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGINT }, out);
             }
             self.report_event(out)?;
         }

@@ -42,6 +42,9 @@ pub enum VmError {
     /// The host, or this guest, can't be debugged so.
     #[error("not supported: {0}")]
     Unsupported(String),
+    /// What is looked at is a saved VM: it can be read, and neither runs nor changes.
+    #[error("this is a snapshot: {0}")]
+    ReadOnly(&'static str),
     /// The VM is gone: nothing will work any more.
     #[error("the VM is gone")]
     Gone,
@@ -61,6 +64,7 @@ impl VmError {
             Self::BadBreakpoint(_) | Self::Register { .. } => 22, // EINVAL
             Self::NoSuchBreakpoint(_) => 2,                       // ENOENT
             Self::Unsupported(_) => 95,                           // EOPNOTSUPP
+            Self::ReadOnly(_) => 30,                              // EROFS
             Self::Other(_) => 5,                                  // EIO
         }
     }

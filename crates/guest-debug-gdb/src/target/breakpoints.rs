@@ -1,6 +1,6 @@
 //! `Z` and `z`.
 
-use super::{GuestTarget, refuse};
+use super::GuestTarget;
 use crate::vm::{DebugVm, VmError};
 use gdbstub::target::ext::breakpoints::{
     Breakpoints, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps, SwBreakpoint, SwBreakpointOps, WatchKind,
@@ -17,9 +17,8 @@ impl<V: DebugVm> GuestTarget<'_, V> {
                 Ok(true)
             }
             Err(error) => {
-                self.client.refusal = Some(error.to_string());
                 self.client.last_refusal = Some(format!("{breakpoint:x?}: {error}"));
-                Err(refuse(error))
+                Err(self.refuse_aloud(error))
             }
         }
     }
@@ -28,10 +27,7 @@ impl<V: DebugVm> GuestTarget<'_, V> {
         match self.vm.remove(self.current(), breakpoint) {
             // Removing is idempotent in the protocol.
             Ok(()) | Err(VmError::NoSuchBreakpoint(_)) => Ok(true),
-            Err(error) => {
-                self.client.refusal = Some(error.to_string());
-                Err(refuse(error))
-            }
+            Err(error) => Err(self.refuse_aloud(error)),
         }
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct ClientState {
     pub others_stay: bool,
     /// Why the last resume failed, until the client is told.
     pub resume_error: Option<VmError>,
-    /// Why the last breakpoint was refused, until the client is told.
+    /// Why a breakpoint or a register's value was refused, until the client is told.
     pub refusal: Option<String>,
     /// The same for `monitor breakpoints`, until one is inserted.
     pub last_refusal: Option<String>,
@@ -98,6 +98,12 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
     /// The vCPU of the current thread.
     pub(crate) fn current(&self) -> VcpuId {
         self.client.current.unwrap_or(VcpuId(0))
+    }
+
+    /// An error for the client, with its text: for what gdb shows the text of.
+    fn refuse_aloud(&mut self, error: VmError) -> TargetError<VmError> {
+        self.client.refusal = Some(error.to_string());
+        refuse(error)
     }
 
     /// Reads vCPU registers by name; those that can't be read are missing.

@@ -93,7 +93,8 @@ impl<V: DebugVm> SingleRegisterAccess<Tid> for GuestTarget<'_, V> {
     }
 
     fn write_register(&mut self, tid: Tid, reg: RegisterNumber, val: &[u8]) -> TargetResult<(), Self> {
-        self.write_one(vcpu(tid)?, reg.0, val).map_err(refuse)
+        let written = self.write_one(vcpu(tid)?, reg.0, val);
+        written.map_err(|error| self.refuse_aloud(error))
     }
 }
 

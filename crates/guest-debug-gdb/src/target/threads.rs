@@ -47,7 +47,8 @@ impl<V: DebugVm> MultiThreadBase for GuestTarget<'_, V> {
     }
 
     fn write_registers(&mut self, regs: &RegisterBlock, tid: Tid) -> TargetResult<(), Self> {
-        self.write_block(vcpu(tid)?, regs).map_err(refuse)
+        let written = self.write_block(vcpu(tid)?, regs);
+        written.map_err(|error| self.refuse_aloud(error))
     }
 
     fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
