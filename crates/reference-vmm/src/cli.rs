@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::config::{DEFAULT_CMDLINE, DebugLimits, DebugMode, VmConfig};
+use crate::inspect;
 use crate::migration::MigrationAddress;
 use crate::operations;
 use crate::run::{Origin, Surroundings};
@@ -29,6 +30,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Wait for a VM that another process moves here.
     Receive(ReceiveArgs),
+    /// Show the VM and the debug session in a snapshot, on any host.
+    Inspect(InspectArgs),
     /// Save a running VM in a new directory.
     Snapshot(SnapshotArgs),
     /// Move a running VM to where `receive` waits.
@@ -44,6 +47,8 @@ pub enum Command {
 pub enum Task {
     /// Run a VM in this process.
     Run(Origin, Surroundings),
+    /// Look at a snapshot.
+    Inspect(PathBuf, inspect::Output),
     /// Tell a VM in another process.
     Control(PathBuf, operations::Command),
 }
@@ -61,6 +66,14 @@ impl Command {
                 Task::Run(Origin::Snapshot(args.directory), surroundings)
             }
             Self::Receive(args) => Task::Run(Origin::Migration(args.address), args.vm.into()),
+            Self::Inspect(args) => {
+                let output = match (args.gdb, args.json) {
+                    (Some(address), _) => inspect::Output::Gdb(address),
+                    (None, true) => inspect::Output::Json,
+                    (None, false) => inspect::Output::Table,
+                };
+                Task::Inspect(args.directory, output)
+            }
             Self::Snapshot(args) => Task::Control(args.control.control, operations::Command::Snapshot(args.directory)),
             Self::Migrate(args) => Task::Control(args.control.control, operations::Command::Migrate(args.address)),
             Self::Status(args) => Task::Control(args.control, operations::Command::Status),
@@ -132,6 +145,20 @@ pub struct VmArgs {
     /// Use at most so many of the host's watchpoints
     #[arg(long, value_name = "N")]
     max_watchpoints: Option<usize>,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The snapshot
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// As JSON, for scripts
+    #[arg(long)]
+    json: bool,
+    /// Serve it to gdb instead, read-only: unix:PATH, or tcp:PORT on the loopback interface
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "json")]
+    gdb: Option<ListenAddress>,
 }
 
 /// Arguments of `snapshot`.
@@ -247,6 +274,19 @@ mod tests {
         assert_eq!(control("reference-vmm quit --control c"), ("c".into(), "quit".to_owned()));
         assert!(parse("reference-vmm snapshot d").is_err());
         assert!(parse("reference-vmm receive x").unwrap_err().to_string().contains("unix:PATH"));
+    }
+
+    #[test]
+    fn ways_to_look_at_a_snapshot() {
+        let output = |line: &str| match parse(line).unwrap() {
+            Task::Inspect(directory, output) if directory.as_os_str() == "d" => output,
+            task => panic!("{task:?}"),
+        };
+        assert_eq!(output("reference-vmm inspect d"), inspect::Output::Table);
+        assert_eq!(output("reference-vmm inspect d --json"), inspect::Output::Json);
+        let unix = ListenAddress::Unix("/g".into());
+        assert_eq!(output("reference-vmm inspect d --gdb unix:/g"), inspect::Output::Gdb(unix));
+        assert!(parse("reference-vmm inspect d --json --gdb unix:/g").is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! * [`control`], [`kick`], [`signals`]: who may run guest code, and how a vCPU is got out of it.
 //! * [`gdb`]: the gdb server's thread.
 //! * [`state`], [`snapshot`], [`migration`]: a VM as data, in a directory and on its way to another process.
+//! * [`inspect`]: a VM that was saved, looked at without running it.
 //! * [`operations`], [`control_socket`]: what can be asked of a running VM.
 //! * `kvm`: the VM itself. The only arm64 code; everything else compiles and is tested on every host.
 
@@ -22,6 +23,7 @@ pub mod control_socket;
 pub mod error;
 pub mod fdt;
 pub mod gdb;
+pub mod inspect;
 pub mod kernel;
 pub mod kick;
 #[cfg(target_arch = "aarch64")]

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use reference_vmm::cli::{Cli, Task};
-use reference_vmm::{control_socket, run};
+use reference_vmm::{control_socket, inspect, run};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     }
     let result = match command.into_task() {
         Task::Run(origin, surroundings) => run::run(&origin, &surroundings),
+        Task::Inspect(directory, output) => inspect::inspect(&directory, &output),
         Task::Control(socket, command) => {
             let sent = control_socket::send(&socket, &command, &mut |line| eprintln!("{line}"));
             sent.map(|done| println!("{done}"))
