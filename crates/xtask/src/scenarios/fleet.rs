@@ -34,7 +34,7 @@ use crate::paths;
 /// How a VM is to arrive.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Landing {
+pub(crate) struct Landing {
     /// With a gdb server.
     pub gdb: bool,
     /// Executes nothing before a debugger says so.
@@ -86,7 +86,7 @@ enum Wish {
 }
 
 /// The VMs of one scenario.
-pub(super) struct Fleet<'a> {
+pub(crate) struct Fleet<'a> {
     mover: &'a dyn Mover,
     /// `None` for one that was killed.
     vms: Mutex<Vec<Option<Arc<dyn RunningGuest>>>>,
@@ -96,7 +96,7 @@ pub(super) struct Fleet<'a> {
 
 impl<'a> Fleet<'a> {
     /// A fleet of one.
-    pub(super) fn new(mover: &'a dyn Mover, first: Arc<dyn RunningGuest>) -> Self {
+    pub(crate) fn new(mover: &'a dyn Mover, first: Arc<dyn RunningGuest>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Short: a socket's path has 107 bytes at most.
@@ -108,7 +108,7 @@ impl<'a> Fleet<'a> {
     ///
     /// # Errors
     /// If there is no socket to be had, and those of `body`.
-    pub(super) fn serve<T>(&self, body: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    pub(crate) fn serve<T>(&self, body: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         let listener =
             UnixListener::bind(&self.socket).with_context(|| format!("binding {}", self.socket.display()))?;
         let result = thread::scope(|scope| {
@@ -122,6 +122,14 @@ impl<'a> Fleet<'a> {
         let _ = fs::remove_file(&self.socket);
         self.mover.tidy();
         result
+    }
+
+    /// The VM that came last and was not killed.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn last(&self) -> Result<Arc<dyn RunningGuest>> {
+        self.lock().iter().rev().find_map(Clone::clone).context("no VM is left")
     }
 
     fn accept<'scope, 'env>(&'env self, scope: &'scope Scope<'scope, 'env>, listener: &UnixListener) {

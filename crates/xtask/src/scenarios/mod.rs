@@ -6,8 +6,8 @@ mod guests;
 mod script;
 mod vmm;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,10 @@ use crate::report::{CaseResult, Counts, Status};
 use crate::symbols::kernel_symbols;
 use crate::vmm::GuestOptions;
 use catalog::{GuestKind, Scenario};
-use fleet::Fleet;
+pub(crate) use fleet::Fleet;
 use script::Facts;
-use vmm::{QemuTcg, ReferenceVmm, RunningGuest, Vmm};
+use vmm::{QemuTcg, ReferenceVmm, Vmm};
+pub(crate) use vmm::{ReferenceMover, RunningGuest};
 
 /// How long the Linux guest may take to its init, in a guest of an emulated host on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -161,6 +162,19 @@ impl Suite<'_> {
         Ok((status, reason))
     }
 
+    /// reference-vmm for this machine.
+    fn native_vmm(&self) -> Result<String> {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(paths::root()).args(["build", "--quiet", "--package", "reference-vmm"]);
+        // Where this program is.
+        let target = std::env::current_exe()?.parent().map(Path::to_path_buf).unwrap_or_default();
+        let status = cargo.status().context("cannot start cargo")?;
+        if !status.success() {
+            bail!("reference-vmm does not build for this machine");
+        }
+        Ok(target.join("reference-vmm").display().to_string())
+    }
+
     /// A scenario that moves its guest: what becomes of the guest is its own business.
     fn attempt_moves(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
         let Some(mover) = self.vmm.mover() else {
@@ -172,7 +186,8 @@ impl Suite<'_> {
         let guest: Arc<dyn RunningGuest> = guest.into();
         let connection = [("GDB_TARGET", guest.address()), ("GDB_CPUS", scenario.cpus.to_string())];
         let outcome = Fleet::new(mover, guest.clone()).serve(|socket| {
-            let fleet = [("FLEET", socket.display().to_string())];
+            // For what needs no KVM, and is done on this machine.
+            let fleet = [("FLEET", socket.display().to_string()), ("REFERENCE_VMM", self.native_vmm()?)];
             script::run(scenario, &[facts.as_slice(), &connection, &fleet].concat())
         })?;
         if outcome.status == Status::Failed {

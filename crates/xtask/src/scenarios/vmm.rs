@@ -43,7 +43,7 @@ pub(super) trait Vmm {
 }
 
 /// How a VMM saves and moves its guests. Snapshots have names, and are wherever the VMM can reach them.
-pub(super) trait Mover: Sync {
+pub(crate) trait Mover: Sync {
     /// Saves a guest; answers what the VMM says of it.
     fn snapshot(&self, guest: &dyn RunningGuest, name: &str) -> Result<String>;
 
@@ -70,7 +70,7 @@ pub(super) trait Mover: Sync {
 }
 
 /// A guest that was started; dropped, it ends.
-pub(super) trait RunningGuest: Send + Sync {
+pub(crate) trait RunningGuest: Send + Sync {
     /// What gdb's `target remote` takes.
     fn address(&self) -> String;
 
@@ -124,7 +124,7 @@ pub(super) struct ReferenceVmm<'a> {
 }
 
 /// The same, as far as it needs no files of this machine.
-struct ReferenceMover<'a> {
+pub(crate) struct ReferenceMover<'a> {
     host: &'a KvmHost,
     /// Its path in the host.
     program: String,
@@ -137,7 +137,7 @@ impl<'a> ReferenceVmm<'a> {
             Some(binary) => host.upload_program(binary)?,
             None => vmm::install(context, host)?,
         };
-        Ok(Self { context, mover: ReferenceMover { host, program } })
+        Ok(Self { context, mover: ReferenceMover::new(host, &program) })
     }
 }
 
@@ -160,7 +160,16 @@ impl Vmm for ReferenceVmm<'_> {
     }
 }
 
-impl ReferenceMover<'_> {
+impl<'a> ReferenceMover<'a> {
+    /// For the program at this path in the host.
+    pub(crate) fn new(host: &'a KvmHost, program: &str) -> Self {
+        Self { host, program: program.to_owned() }
+    }
+
+    /// The directory for snapshots, in the host.
+    pub(crate) fn snapshots(&self) -> String {
+        self.host.path(SNAPSHOTS)
+    }
     fn land(&self, mut arguments: Vec<String>, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
         if landing.hold {
             arguments.push("--wait-for-gdb".to_owned());
@@ -223,9 +232,19 @@ impl Mover for ReferenceMover<'_> {
     fn fetch(&self, name: &str, directory: &Path) -> Result<()> {
         paths::remove(directory)?;
         fs::create_dir_all(directory)?;
-        for file in ["state.json", "memory"] {
-            let bytes = self.host.download(&format!("{}/{name}/{file}", self.host.path(SNAPSHOTS)))?;
-            fs::write(directory.join(file), bytes).with_context(|| format!("writing {}", directory.display()))?;
+        let remote = format!("{}/{name}", self.host.path(SNAPSHOTS));
+        // Most of memory is zero, and the way is long.
+        let (code, said) = self.shell(&format!("gzip -1 -c {name}/memory > {name}.gz"))?;
+        if code != 0 {
+            bail!("compressing the snapshot's memory: {said}");
+        }
+        for (from, to) in [(format!("{remote}/state.json"), "state.json"), (format!("{remote}.gz"), "memory.gz")] {
+            let path = directory.join(to);
+            fs::write(&path, self.host.download(&from)?).with_context(|| format!("writing {}", path.display()))?;
+        }
+        let unzip = Command::new("gzip").arg("-d").arg(directory.join("memory.gz")).status();
+        if !unzip.context("cannot start gzip")?.success() {
+            bail!("the snapshot's memory does not unpack");
         }
         Ok(())
     }
