@@ -86,10 +86,16 @@ impl SessionVm {
         let _ = self.session.stop_fd().write(1);
     }
 
-    /// Tells the client that the VM goes on in another process. Call it before the server is shut down.
+    /// Tells the client that the VM goes on in another process, as soon as it waits for something of this one. Call it
+    /// before the server is shut down.
     pub fn report_moved(&self) {
         self.ended.store(MOVED, Ordering::Release);
         let _ = self.session.stop_fd().write(1);
+    }
+
+    /// What the client sets up from here on is for nothing: the next stop that it hears of is that the VM has moved.
+    fn has_moved(&self) -> bool {
+        self.ended.load(Ordering::Acquire) == MOVED
     }
 
     fn left_behind(&self) -> std::sync::MutexGuard<'_, Option<StopEvent>> {
@@ -147,7 +153,18 @@ impl DebugVm for SessionVm {
     }
 
     fn resume(&self, actions: Vec<(VcpuId, ResumeAction)>) -> Result<(), VmError> {
-        self.waiting(MUCH_PATIENCE, || self.session.resume(&actions))
+        if self.has_moved() {
+            let _ = self.session.stop_fd().write(1);
+            return Ok(());
+        }
+        loop {
+            match self.session.resume(&actions) {
+                Err(SessionError::Frozen) if self.session.wait_thawed(MUCH_PATIENCE) => {}
+                // The VM has ended, here at least, while it was being saved; how is what the client hears of next.
+                Err(SessionError::Frozen) => return Ok(()),
+                result => return result.map_err(translate_error),
+            }
+        }
     }
 
     fn select(&self, vcpu: VcpuId) -> Result<(), VmError> {
@@ -155,10 +172,16 @@ impl DebugVm for SessionVm {
     }
 
     fn insert(&self, vcpu: VcpuId, breakpoint: Breakpoint) -> Result<(), VmError> {
+        if self.has_moved() {
+            return Ok(());
+        }
         self.waiting(PATIENCE, || self.session.insert(vcpu, breakpoint))
     }
 
     fn remove(&self, _: VcpuId, breakpoint: Breakpoint) -> Result<(), VmError> {
+        if self.has_moved() {
+            return Ok(());
+        }
         if self.waiting(PATIENCE, || self.session.remove(breakpoint))? == Removed::Overwritten {
             log::info!("the guest has written over {breakpoint:x?}; what it wrote was left alone");
         }

@@ -53,7 +53,7 @@ pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> 
     let server = match (server, vm.session()) {
         (Some(server), Some(session)) => {
             let served = SessionVm::new(session.clone()).with_monitor(Arc::new(MonitorCommands(vm.clone())));
-            Some(crate::gdb::Server::start(server, served)?)
+            Some(crate::gdb::Server::start(server, session.clone(), served)?)
         }
         _ => None,
     };

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,12 @@ use crate::host::KvmHost;
 use crate::packages::Tool;
 use crate::paths;
 use crate::progress::{Progress, note, tail};
+use crate::scenarios::{Fleet, ReferenceMover, RunningGuest};
 use crate::symbols::kernel_symbols;
 use crate::vmm::{self, Guest, GuestOptions};
 
+/// Memory of the guest in MiB: it is saved and moved.
+const MEMORY: u32 = 128;
 /// The guest's boot, in an emulated host on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// All that gdb shows. Each command has a limit of its own in demo.py.
@@ -52,10 +56,22 @@ pub fn demo(context: &Context, options: &DemoOptions) -> Result<ExitCode> {
     println!("Its kernel has started one program, tests/demo/heartbeat.c, which prints a line at each heartbeat.");
     println!("Below, a line that starts with (gdb) is what is typed into gdb-multiarch; what follows is gdb's answer.");
 
-    let mut shown = show(&guest, &symbols, &program, options)?;
-    shown.push(goes_on(&guest));
+    let mover = ReferenceMover::new(&host, &vmm);
+    let fleet = Fleet::new(&mover, Arc::new(guest));
+    let address = fleet.last()?.address();
+    let snapshots = mover.snapshots();
+    let mut shown = fleet.serve(|socket| {
+        let facts = [
+            ("DEMO_TARGET", address.as_str()),
+            ("DEMO_SNAPSHOTS", snapshots.as_str()),
+            ("FLEET", socket.to_str().context("the socket's path is no text")?),
+        ];
+        show(&facts, &symbols, &program, options)
+    })?;
+    let guest = fleet.last()?;
+    shown.push(goes_on(&*guest));
     if options.verbose {
-        println!("\n--- The end of the guest's console\n{}", tail(&guest.vmm.output_text()));
+        println!("\n--- The end of the guest's console\n{}", tail(&guest.output()));
     }
     println!("\n--- What came true");
     for line in &shown {
@@ -77,7 +93,12 @@ pub(crate) fn boot(context: &Context, host: &KvmHost, vmm: &str, program: &Path)
     let init = GuestFile::program("/init", &without_debug_info(program)?)?;
     let initrd = guest_initramfs(&context.packages, &[init])?;
     let progress = Progress::start("booting Debian's arm64 kernel as a guest");
-    let guest = vmm::start(context, host, vmm, &GuestOptions { initrd: Some(initrd), ..GuestOptions::default() })?;
+    let guest = vmm::start(
+        context,
+        host,
+        vmm,
+        &GuestOptions { initrd: Some(initrd), memory: MEMORY, ..GuestOptions::default() },
+    )?;
     guest.vmm.wait_for("heartbeat 1 ", 0, BOOT_TIMEOUT).context("the guest's program does not start")?;
     progress.done();
     Ok(guest)
@@ -105,11 +126,11 @@ impl std::fmt::Display for Shown {
 }
 
 /// gdb's part.
-fn show(guest: &Guest, symbols: &Path, program: &Path, options: &DemoOptions) -> Result<Vec<Shown>> {
+fn show(facts: &[(&str, &str)], symbols: &Path, program: &Path, options: &DemoOptions) -> Result<Vec<Shown>> {
     let results = paths::cache().join(format!("demo-{}.json", std::process::id()));
     paths::remove(&results)?;
     let mut gdb = gdb(&directory().join("demo.py"));
-    gdb.env("DEMO_TARGET", guest.address())
+    gdb.envs(facts.iter().copied())
         .env("DEMO_KERNEL", paths::short(symbols))
         .env("DEMO_PROGRAM", paths::short(program))
         .env("DEMO_CPUS", GuestOptions::default().cpus.to_string())
@@ -158,13 +179,14 @@ fn wait(gdb: &mut Child) -> Result<String> {
 }
 
 /// Whether the guest runs on without gdb: its program has more to say.
-fn goes_on(guest: &Guest) -> Shown {
+fn goes_on(guest: &dyn RunningGuest) -> Shown {
     let what = "after that it runs on by itself".to_owned();
-    let mut heard = guest.vmm.output().len();
-    for _ in 0..2 {
-        match guest.vmm.wait_for("heartbeat ", heard, GOES_ON_TIMEOUT) {
-            Ok(end) => heard = end,
-            Err(error) => return Shown { what, reason: Some(format!("{error:#}")) },
+    let beats = || guest.output().matches("heartbeat ").count();
+    let (before, deadline) = (beats(), Instant::now() + GOES_ON_TIMEOUT);
+    while beats() < before + 2 {
+        if guest.ended_within(Duration::from_millis(50)).is_some() || Instant::now() > deadline {
+            let reason = format!("its console ends with\n{}", tail(&guest.output()));
+            return Shown { what, reason: Some(reason) };
         }
     }
     note("ending the guest and its host");

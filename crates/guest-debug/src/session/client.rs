@@ -71,6 +71,7 @@ impl DebugSession {
             self.halt()?;
         }
         *tables = Tables::default();
+        self.changed.notify_all();
         let cleared = self.software_mut().clear(&*self.ram);
         self.queue().clear();
         let _ = self.doorbell.read();

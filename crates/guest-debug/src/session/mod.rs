@@ -86,8 +86,8 @@ pub struct DebugSession {
     /// Every vCPU is stopped and guest memory is the guest's own. Written under the lock of `tables`; apart from them, as a
     /// vCPU's thread that resets the VM may not wait for a client.
     frozen: AtomicBool,
-    /// Signalled with the lock of `tables` when `frozen` or `closed` changes.
-    thawed: Condvar,
+    /// Signalled with the lock of `tables` when `frozen`, `closed` or `attached` changes.
+    changed: Condvar,
     closed: AtomicBool,
 }
 
@@ -132,7 +132,7 @@ impl DebugSession {
             stops: Mutex::default(),
             doorbell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SessionError::Event)?,
             frozen: AtomicBool::new(false),
-            thawed: Condvar::new(),
+            changed: Condvar::new(),
             closed: AtomicBool::new(false),
         }))
     }
@@ -176,7 +176,7 @@ impl DebugSession {
         }
         let _tables = self.tables();
         self.closed.store(true, Ordering::Release);
-        self.thawed.notify_all();
+        self.changed.notify_all();
     }
 
     /// Call with all vCPUs out of guest code, before the VMM reloads memory for a reboot: original instructions

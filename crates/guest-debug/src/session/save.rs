@@ -57,16 +57,26 @@ impl DebugSession {
 
     /// Waits until the session is not frozen. Answers whether it is not, when the time is over or the session is closed.
     pub fn wait_thawed(&self, timeout: Duration) -> bool {
+        self.wait_until(timeout, |_| !self.is_frozen() || self.closed.load(Ordering::Acquire));
+        !self.is_frozen()
+    }
+
+    /// Waits until no client owns the session. Answers whether none does, when the time is over.
+    pub fn wait_detached(&self, timeout: Duration) -> bool {
+        self.wait_until(timeout, |tables| !tables.attached)
+    }
+
+    fn wait_until(&self, timeout: Duration, condition: impl Fn(&Tables) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let mut tables = self.tables();
-        while self.is_frozen() && !self.closed.load(Ordering::Acquire) {
+        while !condition(&tables) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                break;
+                return false;
             }
-            tables = self.thawed.wait_timeout(tables, left).unwrap_or_else(PoisonError::into_inner).0;
+            tables = self.changed.wait_timeout(tables, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        !self.is_frozen()
+        true
     }
 
     /// The session's state. Save guest memory between [`Self::freeze`] and [`Self::thaw`] along with it, else it holds
@@ -198,7 +208,7 @@ impl DebugSession {
 
     fn go_on(&self, tables: &Tables) -> Result<(), SessionError> {
         self.frozen.store(false, Ordering::Release);
-        self.thawed.notify_all();
+        self.changed.notify_all();
         let planted = if tables.armed { self.software_mut().plant_all(&*self.ram) } else { Ok(()) };
         self.thaw_vcpus(tables);
         if !self.queue().is_empty() {

@@ -36,7 +36,11 @@ pub(crate) fn measure() -> Result<(f64, f64), Error> {
     let vm = payload.vm(DebugMode::Hold)?;
     let session = vm.session().ok_or("the VM has no session")?;
     let path = std::env::temp_dir().join(format!("stepbench-{}.sock", std::process::id()));
-    let server = Server::start(gdb::bind(&ListenAddress::Unix(path.clone()))?, SessionVm::new(session.clone()))?;
+    let server = Server::start(
+        gdb::bind(&ListenAddress::Unix(path.clone()))?,
+        session.clone(),
+        SessionVm::new(session.clone()),
+    )?;
     let mut ours = Vec::new();
     let vcpu = vm.vcpus().get(VcpuId(0).0 as usize).ok_or("the VM has no vCPU")?;
     with_running(&vm, || {
