@@ -19,6 +19,7 @@ from typing import Callable, Iterator
 
 import gdb
 from gdbcase import PSTATE_DAIF, Failure, check, equal, reg, where
+from fleet import FIRST, Meanwhile, Vm, ask, kill, receive, restore, send
 from linux import in_interrupt
 
 STEPS = 20
@@ -229,6 +230,70 @@ def write_memory() -> None:
     clear()
 
 
+def snapshot_at_a_breakpoint() -> None:
+    """a VM that is saved at a breakpoint goes on in another process, at the same stop"""
+    show("set breakpoint always-inserted on")
+    show("hbreak vfs_write")
+    show("break report")
+    cont("breakpoint")
+    while function() != "vfs_write":
+        cont("breakpoint")
+    thread, pc, text = gdb.selected_thread().num, reg("pc"), show("x/s $x1")
+    directory = f"{os.environ['DEMO_SNAPSHOTS']}/demo"
+    ask("shell", command="true")
+    check("saved in" in show(f"monitor snapshot {directory}"), "the VM was not saved")
+    say(f"$ reference-vmm restore {directory} --gdb ...")
+    copy = restore("demo")
+    with another_vm(copy):
+        equal("place", reg("pc"), pc)
+        equal("vCPU", gdb.selected_thread().num, thread)
+        equal("what is written", show("x/s $x1"), text)
+        answer = show("monitor breakpoints")
+        for name in ("vfs_write", "report"):
+            check(f"{value(f'(unsigned long)&{name}'):#x}" in answer, f"the breakpoint at {name} is lost")
+        clear()
+    kill(copy)
+    say("# Back to the VM that was saved: it has gone on to exist.")
+    show(f"target remote {os.environ['DEMO_TARGET']}")
+
+
+def live_migration() -> None:
+    """a VM moves to another process while it runs, and its breakpoints hit there"""
+    clear()
+    show("hbreak vfs_write")
+    show("break report")
+    cont("breakpoint")
+    say("$ reference-vmm receive ADDRESS --gdb ...")
+    there = receive()
+    moving = Meanwhile(send, FIRST, there)
+    say("$ reference-vmm migrate ADDRESS --control ...")
+    try:
+        for _ in range(100):
+            if not gdb.selected_inferior().pid:
+                break
+            resume("continue")
+    except (Failure, gdb.error) as end:
+        say(f"# The VM has gone, and its gdb server with it: {end}")
+    say(f"# {moving.result()}")
+    with another_vm(there, stay=True):
+        equal("vCPUs", len(gdb.selected_inferior().threads()), int(os.environ["DEMO_CPUS"]))
+    for _ in range(2):
+        cont("breakpoint")
+        check(function() in ("vfs_write", "report"), f"stopped in {function()}")
+    clear()
+
+
+@contextmanager
+def another_vm(vm: Vm, stay: bool = False) -> Iterator[None]:
+    """gdb at another VM."""
+    if gdb.selected_inferior().pid:
+        show("disconnect")
+    show(f"target remote {vm.address}")
+    yield
+    if not stay:
+        show("disconnect")
+
+
 def detach() -> None:
     """detaching leaves the guest"""
     show("detach")
@@ -237,7 +302,7 @@ def detach() -> None:
 
 PARTS = (
     attach, hardware_breakpoint, kernel_backtrace, steps_with_interrupt_pending, interrupt_comes_after,
-    software_breakpoint, registers, watchpoint, write_memory, detach,
+    software_breakpoint, registers, watchpoint, write_memory, snapshot_at_a_breakpoint, live_migration, detach,
 )
 
 

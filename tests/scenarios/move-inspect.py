@@ -10,7 +10,7 @@ from moving import *
 
 # What a user looks at, and what is in it does not depend on who answers.
 LOOK = (
-    "info threads", "info registers", "info registers sctlr_el1 ttbr1_el1 tcr_el1 vbar_el1", "p $v0", "x/16i $pc",
+    "info threads", "info registers", "info registers sctlr_el1 ttbr1_el1 tcr_el1 vbar_el1", "info registers v0", "x/16i $pc",
     "x/32gx $sp", "thread 1", "info registers", "x/16gx $sp", "thread 2", "info registers", "x/16gx $sp",
 )
 

@@ -15,7 +15,11 @@ SNAPSHOTS, DESTINATIONS, SOURCES = 20, 15, 15
 
 
 def whole(vm: Vm) -> None:
-    text = status(vm)
+    # Its threads may just be starting.
+    for _ in range(50):
+        if "(stopped, stopped)" in (text := status(vm)):
+            break
+        time.sleep(0.2)
     check("4 breakpoints and watchpoints" in text and "(stopped, stopped)" in text, text)
 
 
