@@ -41,6 +41,7 @@ def body() -> None:
             except gdb.error:
                 # The VM has gone, and its gdb server with it.
                 break
+            check(moving.error is None, f"the migration failed: {moving.error}")
             check(time.monotonic() < deadline, "the VM does not move")
         vm = moving.result()
         forget()

@@ -25,6 +25,10 @@ use crate::vmm::{self, Guest, GuestOptions};
 /// Directory in the host for snapshots.
 const SNAPSHOTS: &str = "snapshots";
 
+/// What reference-vmm says when another one can send it a VM, with the address behind it.
+const WAITING: &str = "waiting for a VM at ";
+const WAITING_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A VMM under test.
 pub(super) trait Vmm {
     /// Where its guests find things.
@@ -170,7 +174,7 @@ impl<'a> ReferenceMover<'a> {
     pub(crate) fn snapshots(&self) -> String {
         self.host.path(SNAPSHOTS)
     }
-    fn land(&self, mut arguments: Vec<String>, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
+    fn land(&self, mut arguments: Vec<String>, landing: &Landing) -> Result<Guest> {
         if landing.hold {
             arguments.push("--wait-for-gdb".to_owned());
         }
@@ -178,7 +182,7 @@ impl<'a> ReferenceMover<'a> {
         {
             arguments.extend(limit.into_iter().flat_map(|limit| [option.to_owned(), limit.to_string()]));
         }
-        Ok(Arc::new(vmm::launch(self.host, &self.program, arguments, landing.gdb, false)?))
+        vmm::launch(self.host, &self.program, arguments, landing.gdb, false)
     }
 
     fn tell(&self, guest: &dyn RunningGuest, words: &[&str]) -> Result<String> {
@@ -202,19 +206,21 @@ impl Mover for ReferenceMover<'_> {
         if landing.plain {
             arguments.push("--without-session".to_owned());
         }
-        self.land(arguments, landing)
+        Ok(Arc::new(self.land(arguments, landing)?))
     }
 
     fn receive(&self, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
         static ADDRESSES: AtomicU32 = AtomicU32::new(0);
         let number = ADDRESSES.fetch_add(1, Ordering::Relaxed);
         let address = format!("unix:{}", self.host.path(&format!("move-{}-{number}", std::process::id())));
-        self.land(vec!["receive".to_owned(), address], landing)
+        let guest = self.land(vec!["receive".to_owned(), address], landing)?;
+        guest.vmm.wait_for(WAITING, 0, WAITING_TIMEOUT)?;
+        Ok(Arc::new(guest))
     }
 
     fn send(&self, guest: &dyn RunningGuest, to: &dyn RunningGuest) -> Result<String> {
         let output = to.output();
-        let address = output.lines().find_map(|line| line.split_once("waiting for a VM at ")).map(|(_, at)| at.trim());
+        let address = output.lines().find_map(|line| line.split_once(WAITING)).map(|(_, at)| at.trim());
         self.tell(guest, &["migrate", address.with_context(|| format!("the destination is not waiting:\n{output}"))?])
     }
 
