@@ -124,6 +124,11 @@
 //!     session.detach()
 //! }
 //! ```
+//!
+//! # vm-memory
+//!
+//! The crate's memory is vm-memory's, re-exported as [`vm_memory`]. A VMM that is on version 0.17 turns the default feature
+//! `address-space` off, and implements [`GuestRam`] for a type of its own.
 
 pub mod arm64;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
@@ -139,3 +144,4 @@ pub use ram::{GuestRam, RamError};
 pub use session::{BreakpointInfo, DebugSession, Entry, Removed, Restore, SessionError, VcpuDebugger, VmHost, Wait};
 pub use stop::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, Unsupported, VcpuId, VcpuState, WatchKind};
 pub use vcpu::{DebugCaps, DebugConfig, DebugExit, DebugVcpu, VcpuError};
+pub use vm_memory;

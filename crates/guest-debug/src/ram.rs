@@ -1,7 +1,9 @@
 //! Guest memory by physical address, as the session uses it.
 
 use thiserror::Error;
-use vm_memory::{Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
+use vm_memory::GuestAddress;
+#[cfg(feature = "address-space")]
+use vm_memory::{Address, Bytes, GuestAddressSpace, GuestMemory, Permissions};
 
 /// A range of guest-physical memory is not RAM.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -15,8 +17,8 @@ pub struct RamError {
 
 /// Guest memory behind an object-safe trait.
 ///
-/// Every [`GuestAddressSpace`] of vm-memory implements it, so a VMM hands over its memory as it is, and
-/// vm-memory's dirty bitmap sees every byte that is written.
+/// Every `GuestAddressSpace` of vm-memory implements it (with the feature `address-space`), so a VMM hands over its memory
+/// as it is, and vm-memory's dirty bitmap sees every byte that is written.
 pub trait GuestRam: Send + Sync {
     /// Fills `data` from `address`. Nothing is promised about `data` after an error.
     ///
@@ -39,6 +41,7 @@ pub trait GuestRam: Send + Sync {
     }
 }
 
+#[cfg(feature = "address-space")]
 impl<S> GuestRam for S
 where
     S: GuestAddressSpace + Send + Sync,

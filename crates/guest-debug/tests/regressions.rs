@@ -9,7 +9,7 @@ use fake::*;
 use guest_debug::arm64::{Pstate, Reg, SysReg};
 use guest_debug::{
     Breakpoint, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, GuestRam, Gva, RamError, ResumeAction,
-    StopReason, VcpuDebugger, VcpuError, VcpuId, VmHost, Wait,
+    StopReason, VcpuDebugger, VcpuError, VcpuId, VcpuState, VmHost, Wait,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -547,5 +547,32 @@ fn a_fault_in_a_range_is_noticed_when_the_vcpu_is_stopped() {
         script.session.interrupt();
         assert_eq!(debugger.wait(), Wait::Run);
         assert_eq!(debugger.before_run(&*script.vcpu).unwrap(), Entry::Again);
+    });
+}
+
+#[test]
+fn the_thread_of_a_stopped_vcpu_serves_its_vmm_and_stays_stopped() {
+    let script = Script::new(&[NOP, NOP]);
+    script.session.attach().unwrap();
+    let (script, wanted) = (&script, &AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (attends, attended) = std::sync::mpsc::channel();
+        let vcpu = scope.spawn(move || {
+            let mut debugger = script.session.vcpu_thread(V0).unwrap();
+            assert_eq!(debugger.wait_unless(&|| wanted.load(Ordering::SeqCst)), Wait::Attention);
+            attends.send(()).unwrap();
+            // Back from whatever the VMM wanted, it does what it was told meanwhile.
+            script.enter(&mut debugger);
+            assert!(script.vcpu.config.lock().unwrap().single_step);
+        });
+        while script.session.vcpu_states() != [VcpuState::Stopped] {
+            std::thread::yield_now();
+        }
+        wanted.store(true, Ordering::SeqCst);
+        script.session.wake(V0).unwrap();
+        attended.recv_timeout(SOON).unwrap();
+        assert_eq!(script.session.vcpu_states(), [VcpuState::Stopped], "the VMM has the thread, nobody the vCPU");
+        script.session.resume(&[(V0, ResumeAction::Step)]).unwrap();
+        vcpu.join().unwrap();
     });
 }

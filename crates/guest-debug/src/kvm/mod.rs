@@ -23,8 +23,17 @@ pub fn probe(vm: &VmFd) -> DebugCaps {
     }
 }
 
-/// Makes `length` bytes of code at `start` in this process visible to instruction fetches through any other
-/// mapping of them.
+/// Makes `length` bytes of code that were just written at `start` visible to instruction fetches through any other
+/// mapping of them. For VMMs that implement [`crate::GuestRam::sync_code`] themselves.
+///
+/// # Safety
+///
+/// The bytes must be mapped in this process.
+#[expect(unsafe_code, reason = "the caller answers for the mapping")]
+pub unsafe fn sync_code(start: *const u8, length: usize) {
+    sync_icache(start, length);
+}
+
 #[cfg(target_arch = "aarch64")]
 pub(crate) use arm64::sync_icache;
 

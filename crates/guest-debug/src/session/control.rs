@@ -77,6 +77,16 @@ pub(super) struct VcpuSlot {
     reset: AtomicBool,
 }
 
+/// How a vCPU's thread got out of [`VcpuSlot::park`].
+pub(super) enum Parked {
+    /// It may go on.
+    Released(Release),
+    /// The VMM wants the thread for something else; it is still stopped.
+    Attention,
+    /// The session is closed.
+    Closed,
+}
+
 /// A vCPU's thread was released.
 pub(super) struct Release {
     pub(super) order: Order,
@@ -108,8 +118,8 @@ impl VcpuSlot {
 
     // -- the vCPU's thread
 
-    /// Blocks until the vCPU may go on. `None` when its session is closed.
-    pub(super) fn park(&self) -> Option<Release> {
+    /// Blocks until the vCPU may go on, its session is closed, or `attention` says so. It is asked with the lock held.
+    pub(super) fn park(&self, attention: &dyn Fn() -> bool) -> Parked {
         let mut shared = self.lock();
         shared.online = true;
         while shared.order == Order::Stay && !shared.closed {
@@ -117,15 +127,19 @@ impl VcpuSlot {
                 shared.parked = true;
                 self.changed.notify_all();
             }
+            if attention() {
+                return Parked::Attention;
+            }
             shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
         }
         if shared.closed {
             shared.parked = true;
             self.changed.notify_all();
-            return None;
+            return Parked::Closed;
         }
         shared.parked = false;
-        Some(Release { order: shared.order.clone(), plan: shared.plan.clone(), told: shared.told.is_some() })
+        let (order, plan) = (shared.order.clone(), shared.plan.clone());
+        Parked::Released(Release { order, plan, told: shared.told.is_some() })
     }
 
     /// Whether the thread must come back to [`Self::park`]. Takes no lock.
@@ -154,6 +168,13 @@ impl VcpuSlot {
     }
 
     // -- everybody else
+
+    /// Has a parked thread ask again whether it is wanted.
+    pub(super) fn wake(&self) {
+        // With the lock: a thread that has asked already is waiting by now.
+        let _shared = self.lock();
+        self.changed.notify_all();
+    }
 
     /// Asks for a stop. Answers whether the vCPU must be kicked for it.
     pub(super) fn request_stop(&self) -> bool {

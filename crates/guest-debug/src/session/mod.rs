@@ -57,6 +57,10 @@ pub trait VmHost: Send + Sync {
     /// Makes a vCPU leave guest code soon, and its thread call [`VcpuDebugger::wait`]. A kick must not be lost
     /// when it arrives just before the thread enters the guest.
     fn kick(&self, id: VcpuId);
+
+    /// A stop may be waiting in [`DebugSession::take_stop`], which [`DebugSession::stop_fd`] tells as well. For VMMs whose
+    /// gdb server lives longer than a session. Called on vCPU threads, with nothing locked that the VMM could want.
+    fn stopped(&self) {}
 }
 
 /// A breakpoint in the session's list.
@@ -213,9 +217,22 @@ impl DebugSession {
         self.ring();
     }
 
+    /// Has the thread of a stopped vCPU ask again whether the VMM wants it; see [`VcpuDebugger::wait_unless`].
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NoSuchVcpu`].
+    pub fn wake(&self, vcpu: VcpuId) -> Result<(), SessionError> {
+        self.slot(vcpu)?.wake();
+        Ok(())
+    }
+
     fn ring(&self) {
         // The counter of a non-blocking eventfd is full only while the client has 2^64 - 2 rings to fetch.
         let _ = self.doorbell.write(1);
+        if let Some(host) = self.host.get() {
+            host.stopped();
+        }
     }
 
     /// Asks every vCPU to stop, and kicks those that run, but for `caller`, which is on its way. Does not wait.

@@ -1,6 +1,6 @@
 //! The debugger's part of a vCPU's thread: what is armed before the guest runs, and what comes out of it.
 
-use super::control::{Ended, Order, Over, Release};
+use super::control::{Ended, Order, Over, Parked, Release};
 use super::cruise::Cruise;
 use super::software::BRK_IMM;
 use super::step::Flight;
@@ -25,6 +25,8 @@ pub enum Wait {
     Run,
     /// The session was closed; the thread should end.
     Closed,
+    /// The VMM wants the thread, as it told [`VcpuDebugger::wait_unless`]. The vCPU is still stopped.
+    Attention,
 }
 
 /// What [`VcpuDebugger::before_run`] answers.
@@ -81,6 +83,8 @@ pub struct VcpuDebugger {
     applied: Option<DebugConfig>,
     features: Option<Features>,
     online: bool,
+    /// The thread left [`Self::wait_unless`] for the VMM, and the vCPU is stopped.
+    attending: bool,
     /// The client was told where the vCPU is, and it has executed nothing since.
     told: bool,
 }
@@ -107,6 +111,7 @@ impl VcpuDebugger {
             applied: None,
             features: None,
             online: false,
+            attending: false,
             told: false,
         }
     }
@@ -114,12 +119,30 @@ impl VcpuDebugger {
     /// Blocks while the debugger keeps this vCPU stopped. The caller must hold no lock on the vCPU, since the
     /// client reads registers meanwhile.
     pub fn wait(&mut self) -> Wait {
+        self.wait_unless(&|| false)
+    }
+
+    /// The same, for a VMM whose vCPU threads have other duties while they are stopped, such as its own pause or the end
+    /// of a vCPU: [`Wait::Attention`] as soon as the vCPU is stopped and `attention` answers true. The thread must come
+    /// back here then, and not enter the guest.
+    ///
+    /// `attention` must be quick and wait for nothing. Whoever makes it true calls [`DebugSession::wake`] afterwards.
+    pub fn wait_unless(&mut self, attention: &dyn Fn() -> bool) -> Wait {
+        let attended = std::mem::take(&mut self.attending);
         // A step that was cut short is undone in `before_run`, which has the vCPU, before the thread parks.
-        if self.online && (self.flight.is_some() || self.cruise.is_some() || !self.stop_requested()) {
+        let busy = self.flight.is_some() || self.cruise.is_some() || !self.stop_requested();
+        if self.online && !attended && busy {
             return Wait::Run;
         }
         self.online = true;
-        let Some(release) = self.session.slot(self.id).ok().and_then(|slot| slot.park()) else { return Wait::Closed };
+        let release = match self.session.slot(self.id).map(|slot| slot.park(attention)) {
+            Ok(Parked::Released(release)) => release,
+            Ok(Parked::Attention) => {
+                self.attending = true;
+                return Wait::Attention;
+            }
+            Ok(Parked::Closed) | Err(_) => return Wait::Closed,
+        };
         let Release { order, plan, told } = release;
         self.told = told;
         if self.session.slot(self.id).is_ok_and(|slot| slot.take_reset()) {
