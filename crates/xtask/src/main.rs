@@ -13,6 +13,7 @@ mod demo;
 mod host;
 mod modules;
 mod packages;
+mod patches;
 mod paths;
 mod progress;
 mod report;

@@ -125,12 +125,19 @@ pub fn launch(host: &KvmHost, vmm: &str, arguments: Vec<String>, gdb: bool, inpu
     Ok(Guest { vmm, gdb, socket, control })
 }
 
-fn upload(host: &KvmHost, path: &Path) -> Result<String> {
+/// Path in the host of a file of this machine.
+///
+/// # Errors
+/// If it can't be sent.
+pub fn upload(host: &KvmHost, path: &Path) -> Result<String> {
     host.upload(path).with_context(|| format!("making {} available in the host", path.display()))
 }
 
-/// Looks for the socket without connecting to it: a connection would be a debugger that attaches.
-fn wait_for_socket(host: &KvmHost, vmm: &HostProcess, socket: &str) -> Result<()> {
+/// Waits for a socket without connecting to it: a connection would be a debugger that attaches.
+///
+/// # Errors
+/// If there is none after a while, or the VMM ends.
+pub fn wait_for_socket(host: &KvmHost, vmm: &HostProcess, socket: &str) -> Result<()> {
     let steps = SOCKET_TIMEOUT.as_secs() * 20;
     let script = format!("for i in $(seq {steps}); do [ -S {socket} ] && exit 0; sleep 0.05; done; exit 1");
     let looking = host.spawn(&command(["sh", "-c", &script]))?;

@@ -1,6 +1,7 @@
 //! `cargo xtask scenarios`: gdb against running guests.
 
 mod catalog;
+mod cloud_hypervisor;
 mod fleet;
 mod guests;
 mod script;
@@ -23,6 +24,7 @@ use crate::report::{CaseResult, Counts, Status};
 use crate::symbols::kernel_symbols;
 use crate::vmm::GuestOptions;
 use catalog::{GuestKind, Scenario};
+use cloud_hypervisor::CloudHypervisor;
 pub(crate) use fleet::Fleet;
 use script::Facts;
 use vmm::{QemuTcg, ReferenceVmm, Vmm};
@@ -40,7 +42,8 @@ const AGENT_READY: &str = "guest agent ready";
 /// Options of `scenarios`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ScenarioOptions {
-    /// The VMM to test: reference-vmm, or qemu-tcg (QEMU's emulation and gdb server, without KVM)
+    /// The VMM to test: reference-vmm, cloud-hypervisor (with --binary), or qemu-tcg (QEMU's emulation and gdb server,
+    /// without KVM)
     #[arg(long, default_value = "reference-vmm")]
     pub vmm: String,
     /// The VMM's program, instead of one that is built or installed
@@ -56,12 +59,16 @@ pub struct ScenarioOptions {
 
 /// The command: boots a host, runs the suite, prints the sum.
 pub fn main(context: &Context, options: &ScenarioOptions) -> Result<ExitCode> {
-    let host = if options.vmm == "qemu-tcg" {
-        context.packages.ensure(&[Tool::Qemu, Tool::CrossGcc, Tool::Gdb, Tool::Python])?;
-        None
-    } else {
-        context.prepare(&[Tool::Gdb, Tool::Python])?;
-        Some(KvmHost::start(context)?)
+    let host = match options.vmm.as_str() {
+        "qemu-tcg" => {
+            context.packages.ensure(&[Tool::Qemu, Tool::CrossGcc, Tool::Gdb, Tool::Python])?;
+            None
+        }
+        "cloud-hypervisor" if options.binary.is_none() => None,
+        _ => {
+            context.prepare(&[Tool::Gdb, Tool::Python])?;
+            Some(KvmHost::start(context)?)
+        }
     };
     let results = suite(context, host.as_ref(), options)?;
     let mut counts = Counts::default();
@@ -89,10 +96,25 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
         bail!("no scenario has a name that contains {}", options.only.join(" or "));
     }
     let binary = options.binary.as_deref();
+    if options.vmm == "cloud-hypervisor" && binary.is_none() {
+        let reason = "cloud-hypervisor is not built here; --binary PATH names an arm64 one";
+        println!("skipped {} scenarios: {reason}", scenarios.len());
+        let skipped = |scenario: &Scenario| CaseResult {
+            name: scenario.name.clone(),
+            status: Status::Skipped,
+            reason: Some(reason.to_owned()),
+            seconds: 0.0,
+        };
+        return Ok(scenarios.iter().map(skipped).collect());
+    }
+    context.packages.ensure(&[Tool::Gdb, Tool::CrossGcc])?;
     let vmm: Box<dyn Vmm + '_> = match (options.vmm.as_str(), host) {
         ("qemu-tcg", _) => Box::new(QemuTcg::new(context, binary)?),
         ("reference-vmm", Some(host)) => Box::new(ReferenceVmm::new(context, host, binary)?),
-        (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm or qemu-tcg"),
+        ("cloud-hypervisor", Some(host)) => {
+            Box::new(CloudHypervisor::new(context, host, binary.context("no binary")?)?)
+        }
+        (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm, cloud-hypervisor or qemu-tcg"),
     };
     let mut suite = Suite { context, host, vmm: vmm.as_ref(), guest: None };
     let results: Vec<_> = scenarios.iter().map(|scenario| suite.run(scenario)).collect();
@@ -199,7 +221,7 @@ impl Suite<'_> {
 
     /// A new bare-metal guest that has executed nothing yet.
     fn bare(&self, scenario: &Scenario) -> Result<(Box<dyn RunningGuest>, Facts)> {
-        let elf = guests::bare(self.context, &self.vmm.layout())?;
+        let elf = guests::bare(self.context, &self.vmm.layout(scenario.cpus))?;
         let guest = self.vmm.start(&GuestOptions {
             kernel: Some(elf.clone()),
             cpus: scenario.cpus,

@@ -31,8 +31,8 @@ const WAITING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A VMM under test.
 pub(super) trait Vmm {
-    /// Where its guests find things.
-    fn layout(&self) -> GuestLayout;
+    /// Where guests with so many vCPUs find things.
+    fn layout(&self, cpus: u32) -> GuestLayout;
 
     /// Name of its serial console, as Linux calls it.
     fn console(&self) -> &'static str;
@@ -147,7 +147,7 @@ impl<'a> ReferenceVmm<'a> {
 
 impl Vmm for ReferenceVmm<'_> {
     // The map of crates/reference-vmm/src/layout.rs, an arm64-only crate.
-    fn layout(&self) -> GuestLayout {
+    fn layout(&self, _cpus: u32) -> GuestLayout {
         GuestLayout { ram_base: 0x8000_0000, load_offset: 0, gicd: 0x1000_0000, gicr: 0x1100_0000 }
     }
 
@@ -308,7 +308,7 @@ impl<'a> QemuTcg<'a> {
 }
 
 impl Vmm for QemuTcg<'_> {
-    fn layout(&self) -> GuestLayout {
+    fn layout(&self, _cpus: u32) -> GuestLayout {
         // The device tree is at the start of RAM.
         GuestLayout { ram_base: 0x4000_0000, load_offset: 0x20_0000, gicd: 0x0800_0000, gicr: 0x080a_0000 }
     }

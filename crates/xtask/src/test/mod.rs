@@ -15,6 +15,7 @@ use crate::assets::{guest_initramfs, kernel};
 use crate::context::{Context, HostOptions};
 use crate::host::{self, HOST_VARIABLE, KvmHost};
 use crate::packages::{Declined, Tool};
+use crate::patches;
 use crate::progress::note;
 use crate::report::{Counts, Status};
 use crate::runner::{FILE_VARIABLE, runner_variable};
@@ -62,6 +63,7 @@ pub fn test(context: &Context, options: &TestOptions) -> Result<ExitCode> {
             }
         }
     }
+    report.outcome("patches for hypervisors", patches::check_all);
     report.command("format", cargo().args(["fmt", "--all", "--", "--check"]));
     report.command(
         "lints",
@@ -127,6 +129,8 @@ fn on_host(context: &Context, options: &TestOptions, report: &mut Report) {
             }
         }
     }
+    let reason = "cargo xtask scenarios --vmm cloud-hypervisor --binary PATH runs them on an arm64 binary";
+    report.skip("scenarios on cloud-hypervisor", reason);
     if options.no_scenarios {
         report.skip("scenarios", "left out by --no-scenarios");
         return;
