@@ -70,6 +70,7 @@ pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
             memory: options.memory,
             wait_for_gdb: options.wait_for_gdb,
             input: true,
+            spare: false,
             extra: Vec::new(),
         },
     )?;

@@ -34,6 +34,8 @@ pub struct GuestOptions {
     pub wait_for_gdb: bool,
     /// Whether its console gets input, which [`HostProcess::input`] takes.
     pub input: bool,
+    /// A second VMM beside it, without a guest, for one to be restored or received in. Not every VMM has that.
+    pub spare: bool,
     /// Further arguments for the VMM.
     pub extra: Vec<String>,
 }
@@ -48,6 +50,7 @@ impl Default for GuestOptions {
             memory: 512,
             wait_for_gdb: false,
             input: false,
+            spare: false,
             extra: Vec::new(),
         }
     }

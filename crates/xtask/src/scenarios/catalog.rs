@@ -53,6 +53,8 @@ pub(super) struct Scenario {
     pub last: bool,
     /// Has a guest of its own, which it saves and moves.
     pub moves: bool,
+    /// Drives the VMM itself, beside the guest: its guest is its own, and whether the VMM goes on is its business.
+    pub drives_vmm: bool,
 }
 
 /// All scenarios of a directory, in the order in which they run: those that can share a guest side by side.
@@ -69,6 +71,21 @@ pub(super) fn load(directory: &Path) -> Result<Vec<Scenario>> {
         }
     }
     scenarios.sort_by(|a, b| (a.guest, a.moves, a.last, &a.name).cmp(&(b.guest, b.moves, b.last, &b.name)));
+    Ok(scenarios)
+}
+
+/// Scenarios that drive one VMM through its own interface, in the directory with its name; none if there is no such
+/// directory.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_own(directory: &Path, vmm: &str) -> Result<Vec<Scenario>> {
+    let own = directory.join(vmm);
+    if !own.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut scenarios = load(&own)?;
+    scenarios.iter_mut().for_each(|scenario| scenario.drives_vmm = true);
     Ok(scenarios)
 }
 
@@ -102,6 +119,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
         interpreter,
         last,
         moves,
+        drives_vmm: false,
     })
 }
 
@@ -128,6 +146,7 @@ mod tests {
             interpreter: Interpreter::Python,
             last: true,
             moves: true,
+            drives_vmm: false,
         };
         assert_eq!(scenario, expected);
     }

@@ -7,14 +7,15 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use kvm_agent::Endpoint;
 
 use super::guests::GuestLayout;
+use super::script::Facts;
 use super::vmm::{RunningGuest, Vmm};
 use crate::assets;
 use crate::context::Context;
-use crate::host::{Forward, HostCommand, HostProcess, KvmHost};
+use crate::host::{Forward, HostCommand, HostProcess, KvmHost, command};
 use crate::paths;
 use crate::progress::output_of;
 use crate::vmm::{GuestOptions, upload, wait_for_socket};
@@ -49,36 +50,60 @@ impl Vmm for CloudHypervisor<'_> {
     }
 
     fn start(&self, options: &GuestOptions) -> Result<Box<dyn RunningGuest>> {
-        static GUESTS: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{}-{}", std::process::id(), GUESTS.fetch_add(1, Ordering::Relaxed));
-        let (gdb, api) = (self.host.path(&format!("ch-gdb-{name}")), self.host.path(&format!("ch-api-{name}")));
         let kernel = match &options.kernel {
             Some(kernel) => flat_image(kernel)?,
             None => assets::kernel(&self.context.packages)?.image,
         };
-        let mut argv = vec![self.program.clone(), "--kernel".to_owned(), upload(self.host, &kernel)?];
+        let mut argv = vec!["--kernel".to_owned(), upload(self.host, &kernel)?];
         if let Some(initrd) = &options.initrd {
             argv.extend(["--initramfs".to_owned(), upload(self.host, initrd)?]);
             argv.extend(["--cmdline".to_owned(), options.cmdline.clone()]);
         }
         argv.extend(["--cpus".to_owned(), format!("boot={}", options.cpus)]);
-        argv.extend(["--memory".to_owned(), format!("size={}M", options.memory)]);
+        // Memory that a migration on this host can hand over as it is.
+        let shared = if options.spare { ",shared=on" } else { "" };
+        argv.extend(["--memory".to_owned(), format!("size={}M{shared}", options.memory)]);
         argv.extend(["--serial", "tty", "--console", "off"].map(str::to_owned));
-        argv.extend(["--api-socket".to_owned(), api.clone(), "--gdb".to_owned(), format!("path={gdb}")]);
+        if options.spare {
+            // v53.0 linked to glibc kills its own migration thread, for newfstatat.
+            argv.extend(["--seccomp", "log"].map(str::to_owned));
+        }
         argv.extend(options.extra.iter().cloned());
-        let vmm = self.host.spawn(&HostCommand { argv, env: Vec::new() })?;
-        wait_for_socket(self.host, &vmm, &gdb)?;
+        let process = self.spawn(argv)?;
         if !options.wait_for_gdb {
             // With --gdb it waits for a client at boot, whatever one says on its command line.
-            wait_for_socket(self.host, &vmm, &api)?;
-            self.put(&api, "vm.resume")?;
+            self.put(&process.api_socket, "vm.resume")?;
         }
-        let forward = self.host.forward(Endpoint::Unix(gdb))?;
-        Ok(Box::new(Guest { vmm, gdb: forward }))
+        let spare = match options.spare {
+            true => Some((self.spawn(Vec::new())?, self.directory()?)),
+            false => None,
+        };
+        Ok(Box::new(Guest { process, spare }))
     }
 }
 
 impl CloudHypervisor<'_> {
+    fn spawn(&self, arguments: Vec<String>) -> Result<Process> {
+        let name = number();
+        let (gdb, api) = (self.host.path(&format!("ch-gdb-{name}")), self.host.path(&format!("ch-api-{name}")));
+        let mut argv = vec![self.program.clone()];
+        argv.extend(["--api-socket".to_owned(), api.clone(), "--gdb".to_owned(), format!("path={gdb}")]);
+        argv.extend(arguments);
+        let vmm = self.host.spawn(&HostCommand { argv, ..HostCommand::default() })?;
+        wait_for_socket(self.host, &vmm, &gdb)?;
+        wait_for_socket(self.host, &vmm, &api)?;
+        let forward = |socket: &str| self.host.forward(Endpoint::Unix(socket.to_owned()));
+        Ok(Process { vmm, gdb: forward(&gdb)?, api: forward(&api)?, api_socket: api })
+    }
+
+    /// A new directory in the host.
+    fn directory(&self) -> Result<String> {
+        let path = self.host.path(&format!("ch-{}", number()));
+        let made = self.host.output(&command(["mkdir", "-p", &path]))?;
+        ensure!(made.exit.success(), "cannot make {path} in the host");
+        Ok(path)
+    }
+
     /// A call of the REST API that has no body. A VM that is not there yet is asked again.
     fn put(&self, socket: &str, call: &str) -> Result<()> {
         let mut answer = String::new();
@@ -99,22 +124,49 @@ impl CloudHypervisor<'_> {
     }
 }
 
-struct Guest {
+/// Something that no other name of this run has in it.
+fn number() -> String {
+    static NAMES: AtomicU32 = AtomicU32::new(0);
+    format!("{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A cloud-hypervisor, with a VM or without.
+struct Process {
     vmm: HostProcess,
     gdb: Forward,
+    api: Forward,
+    api_socket: String,
+}
+
+struct Guest {
+    process: Process,
+    /// Another one without a VM, and a directory for snapshots.
+    spare: Option<(Process, String)>,
 }
 
 impl RunningGuest for Guest {
     fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.gdb.port())
+        format!("127.0.0.1:{}", self.process.gdb.port())
+    }
+
+    fn facts(&self) -> Facts {
+        let mut facts = vec![("VMM_API", self.process.api.port().to_string())];
+        if let Some((spare, directory)) = &self.spare {
+            facts.push(("SPARE_API", spare.api.port().to_string()));
+            facts.push(("SPARE_GDB", format!("127.0.0.1:{}", spare.gdb.port())));
+            facts.push(("HOST_DIRECTORY", directory.clone()));
+        }
+        facts
     }
 
     fn output(&self) -> String {
-        self.vmm.output_text()
+        let spare = self.spare.as_ref().map(|(spare, _)| spare.vmm.output_text()).filter(|text| !text.is_empty());
+        let spare = spare.map(|text| format!("\nthe spare VMM:\n{text}")).unwrap_or_default();
+        self.process.vmm.output_text() + &spare
     }
 
     fn ended(&mut self) -> Option<String> {
-        match self.vmm.wait(Duration::ZERO) {
+        match self.process.vmm.wait(Duration::ZERO) {
             Ok(exit) => exit.map(|exit| exit.to_string()),
             Err(error) => Some(format!("{error:#}")),
         }

@@ -88,7 +88,9 @@ pub fn run(context: &Context, host: &KvmHost, options: &ScenarioOptions) -> Resu
 }
 
 fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -> Result<Vec<CaseResult>> {
-    let mut scenarios = catalog::load(&paths::root().join("tests/scenarios"))?;
+    let directory = paths::root().join("tests/scenarios");
+    let mut scenarios = catalog::load(&directory)?;
+    scenarios.extend(catalog::load_own(&directory, &options.vmm)?);
     if !options.only.is_empty() {
         scenarios.retain(|scenario| options.only.iter().any(|name| scenario.name.contains(name.as_str())));
     }
@@ -167,10 +169,10 @@ impl Suite<'_> {
             GuestKind::Linux => self.linux(scenario)?,
         };
         let connection = [("GDB_TARGET", guest.address()), ("GDB_CPUS", scenario.cpus.to_string())];
-        let outcome = script::run(scenario, &[facts.as_slice(), &connection].concat())?;
+        let outcome = script::run(scenario, &[facts.as_slice(), &connection, &guest.facts()].concat())?;
         let (mut status, mut reason) = (outcome.status, outcome.reason);
         // Whatever a client did, the VMM has to be there afterwards.
-        if let Some(end) = guest.ended() {
+        if let Some(end) = guest.ended().filter(|_| !scenario.drives_vmm) {
             let so_far = reason.map(|reason| format!("; {reason}")).unwrap_or_default();
             (status, reason) = (Status::Failed, Some(format!("the VMM ended: {end}{so_far}")));
         }
@@ -178,7 +180,7 @@ impl Suite<'_> {
             note(format!("{}: its output ends with\n{}", scenario.name, tail(&outcome.output)));
             let console = guest.output();
             note(format!("{}: the guest's console and the VMM's messages end with\n{}", scenario.name, tail(&console)));
-        } else if scenario.guest == GuestKind::Linux {
+        } else if scenario.guest == GuestKind::Linux && !scenario.drives_vmm {
             self.guest = Some(LinuxGuest { running: guest, cpus: scenario.cpus, facts });
         }
         Ok((status, reason))
@@ -227,6 +229,7 @@ impl Suite<'_> {
             cpus: scenario.cpus,
             memory: 64,
             wait_for_gdb: true,
+            spare: scenario.drives_vmm,
             ..GuestOptions::default()
         })?;
         Ok((guest, vec![("GUEST_ELF", elf.display().to_string())]))
@@ -234,7 +237,8 @@ impl Suite<'_> {
 
     /// A Linux guest whose init is up: the last scenario's, if that left one.
     fn linux(&mut self, scenario: &Scenario) -> Result<(Box<dyn RunningGuest>, Facts)> {
-        if let Some(guest) = self.guest.take().filter(|guest| guest.cpus == scenario.cpus) {
+        let fits = |guest: &LinuxGuest| guest.cpus == scenario.cpus && !scenario.drives_vmm;
+        if let Some(guest) = self.guest.take().filter(fits) {
             return Ok((guest.running, guest.facts));
         }
         self.new_linux(scenario, GuestOptions::default().memory)
@@ -248,6 +252,7 @@ impl Suite<'_> {
             cmdline: format!("console={} nokaslr quiet panic=-1", self.vmm.console()),
             cpus: scenario.cpus,
             memory,
+            spare: scenario.drives_vmm,
             ..GuestOptions::default()
         })?;
         guest.wait_for(AGENT_READY, BOOT_TIMEOUT)?;

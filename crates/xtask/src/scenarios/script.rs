@@ -48,7 +48,7 @@ pub(super) fn run(scenario: &Scenario, facts: &Facts) -> Result<Outcome> {
             python
         }
     };
-    let library = scenario.path.parent().map(|directory| directory.join("lib")).unwrap_or_default();
+    let library = paths::root().join("tests/scenarios/lib");
     let mut child = command
         .envs(facts.iter().map(|(name, value)| (*name, value)))
         .env("PYTHONPATH", library)
@@ -118,6 +118,7 @@ mod tests {
             interpreter: Interpreter::Python,
             last: false,
             moves: false,
+            drives_vmm: false,
         };
         run(&scenario, &vec![("FACT", "a fact".to_owned())]).unwrap()
     }

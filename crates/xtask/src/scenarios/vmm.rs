@@ -15,6 +15,7 @@ use kvm_agent::Signal;
 
 use super::fleet::Landing;
 use super::guests::GuestLayout;
+use super::script::Facts;
 use crate::assets;
 use crate::context::Context;
 use crate::host::{KvmHost, command};
@@ -77,6 +78,11 @@ pub(crate) trait Mover: Sync {
 pub(crate) trait RunningGuest: Send + Sync {
     /// What gdb's `target remote` takes.
     fn address(&self) -> String;
+
+    /// What else scripts need to know of it, as environment variables.
+    fn facts(&self) -> Facts {
+        Facts::new()
+    }
 
     /// What the guest and the VMM have printed.
     fn output(&self) -> String;
