@@ -12,13 +12,21 @@ from moving import *
 
 MIGRATIONS = int(os.environ.get("MIGRATIONS", "20"))
 LOOK_EVERY = 10
+# reference-vmm's; it is the first byte in a snapshot's memory.
+RAM_BASE = 0x8000_0000
+# 11 MiB, most of Debian's kernel's text.
+TEXT_PAGES = 2816
 SOFTWARE_COUNT = 100
 
 
+def physical(name: str) -> int:
+    return int(gdb.execute(f"monitor translate {sym(name):#x}", to_string=True).split()[-1], 16)
+
+
 def kernel_text(name: str) -> str:
-    """A checksum of it in a snapshot; the kernel's image is at the start of memory."""
-    start, end = (sym(symbol) - sym("_text") for symbol in ("_stext", "_etext"))
-    code, text = shell(f"dd if={name}/memory bs=4096 skip={start // 4096} count={(end - start) // 4096} 2>/dev/null | md5sum")
+    """A checksum of it in a snapshot: from the first function to the last one that a breakpoint is on, and then some."""
+    page = (physical("_stext") - RAM_BASE) // PAGE
+    code, text = shell(f"dd if={name}/memory bs={PAGE} skip={page} count={TEXT_PAGES} 2>/dev/null | md5sum")
     equal("exit code", code, 0)
     return text
 
@@ -41,10 +49,6 @@ def hop(vm: Vm) -> Vm:
     send(vm, to)
     check((ended(vm, 10.0) or "").startswith("exit code 0"), "the source has not ended")
     return to
-
-
-def physical(name: str) -> int:
-    return int(gdb.execute(f"monitor translate {sym(name):#x}", to_string=True).split()[-1], 16)
 
 
 def begin_a_round(places: dict[str, int]) -> None:

@@ -9,9 +9,9 @@ use crate::layout::SERIAL_SPI;
 use crate::memory::{self, Ram};
 use crate::mmio::MmioBus;
 use crate::serial::{Output, SerialConsole};
-use crate::state::{MachineState, VmState};
-use kvm_ioctls::VmFd;
-use std::sync::Arc;
+use crate::state::{GicState, MachineState, VmState};
+use kvm_ioctls::{VcpuFd, VmFd};
+use std::sync::{Arc, MutexGuard};
 
 /// A machine without anything in its memory.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Machine {
         for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
             vcpu.set_state(state)?;
         }
-        self.gic.set_state(&state.gic)?;
+        self.set_gic_state(&state.gic)?;
         // Behind the GIC: it may raise its interrupt.
         self.serial.set_state(&state.serial)
     }
@@ -118,9 +118,30 @@ impl Machine {
         self.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect()
     }
 
-    /// The interrupt controller.
-    pub fn gic(&self) -> &Gic {
-        &self.gic
+    /// State of the interrupt controller. Every vCPU must be out of KVM_RUN.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`].
+    pub fn gic_state(&self) -> Result<GicState, VmError> {
+        let _vcpus = self.lock_vcpus();
+        self.gic.state()
+    }
+
+    /// Writes the interrupt controller's state. Every vCPU must be out of KVM_RUN.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`].
+    pub fn set_gic_state(&self, state: &GicState) -> Result<(), VmError> {
+        let _vcpus = self.lock_vcpus();
+        self.gic.set_state(state)
+    }
+
+    /// KVM answers EBUSY for the GIC while anybody is in any ioctl of a vCPU, and a debugger's client may be reading
+    /// registers.
+    fn lock_vcpus(&self) -> Vec<MutexGuard<'_, VcpuFd>> {
+        self.vcpus.iter().map(|vcpu| vcpu.lock()).collect()
     }
 
     /// The serial port.

@@ -106,7 +106,7 @@ impl Vm {
                 initrd: config.initrd.clone(),
                 cmdline: config.cmdline.clone(),
             },
-            gic_reset: machine.gic().state()?,
+            gic_reset: machine.gic_state()?,
             session,
             moved: AtomicBool::new(false),
             machine,
@@ -178,7 +178,7 @@ impl Vm {
             machine: self.machine.description().clone(),
             boot: self.boot.clone(),
             vcpus: self.vcpus().iter().map(|vcpu| vcpu.state()).collect::<Result<_, _>>()?,
-            gic: self.machine.gic().state()?,
+            gic: self.machine.gic_state()?,
             serial: self.serial().state(),
             guest_debug: self.session.as_ref().map(|session| session.state()).transpose()?,
         })
@@ -274,7 +274,7 @@ impl Vm {
         }
         // The vCPUs first: it makes KVM forget what caches hold of the memory that is written next.
         self.vcpus().iter().try_for_each(|vcpu| vcpu.reset())?;
-        self.machine.gic().set_state(&self.gic_reset)?;
+        self.machine.set_gic_state(&self.gic_reset)?;
         self.serial().reset();
         self.load()?;
         self.session.as_ref().map_or(Ok(()), |session| Ok(session.after_reset()?))
