@@ -96,7 +96,7 @@ fn the_command_prints_and_refuses() {
 fn a_bad_session_is_named() {
     type Change = fn(&mut GuestDebugState);
     let cases: [(&str, Change); 5] = [
-        ("guest-debug: version", |s| s.version = 9),
+        ("version: the state has version 9", |s| s.version = 9),
         ("guest-debug: hardware[0]", |s| s.hardware[0] += 1),
         ("guest-debug: reported.vcpu", |s| s.reported.as_mut().unwrap().vcpu = 2),
         ("guest-debug: watches[1].length", |s| s.watches[1].length = 0),
@@ -171,6 +171,7 @@ fn a_stop_whose_vcpu_has_moved_on_is_not_told() {
     let stop = moved.reported.as_mut().unwrap();
     stop.pc += 4;
     stop.reason = StopReasonState::HardwareBreakpoint(stop.pc);
+    moved.vcpus[1].told.as_mut().unwrap().pc = stop.pc;
     let report = report(Some(moved.clone()));
     assert!(report.to_string().contains("hardware breakpoint (void: it has moved on)\n"), "{report}");
     let sample = Sample::write(&state(Some(moved)));
