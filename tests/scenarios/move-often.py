@@ -2,7 +2,7 @@
 """Migrations in a row, the guest running, with 6 hardware breakpoints, 4 watchpoints and 100 software breakpoints.
 
 None is lost and none is doubled, each hits where it should, and no byte of the kernel's text changes. 200 with
-MIGRATIONS=200 in the environment, which takes ten minutes; 20 without.
+MIGRATIONS=200 in the environment, 20 without.
 """
 
 import os
