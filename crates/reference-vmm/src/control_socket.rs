@@ -56,6 +56,8 @@ impl ControlSocket {
         let server = ControlServer::default();
         let busy = server.0.clone();
         let body = move || {
+            // They are for the thread that waits for them, or for the process while there is none.
+            crate::signals::block();
             // It goes when the process does, with the listener.
             let _file = file;
             accept(&listener, &*vm, &busy);

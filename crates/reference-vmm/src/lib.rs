@@ -14,6 +14,7 @@
 //! * [`operations`], [`control_socket`]: what can be asked of a running VM.
 //! * `kvm`: the VM itself. The only arm64 code; everything else compiles and is tested on every host.
 
+pub mod arrival;
 pub mod boot;
 pub mod cli;
 pub mod config;

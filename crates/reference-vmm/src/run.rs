@@ -4,6 +4,7 @@ use crate::config::{DebugLimits, DebugMode, VmConfig};
 use crate::error::VmError;
 use crate::migration::MigrationAddress;
 use guest_debug_gdb::ListenAddress;
+use std::fmt;
 use std::path::PathBuf;
 
 /// Where a VM comes from.
@@ -15,6 +16,17 @@ pub enum Origin {
     Snapshot(PathBuf),
     /// Another process sends it to this address.
     Migration(MigrationAddress),
+}
+
+impl fmt::Display for Origin {
+    /// What is done until it is here.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boot(config) => write!(f, "loading {}", config.kernel.display()),
+            Self::Snapshot(directory) => write!(f, "restoring what was saved in {}", directory.display()),
+            Self::Migration(address) => write!(f, "waiting for a VM at {address}"),
+        }
+    }
 }
 
 /// What is around a VM.
@@ -39,6 +51,7 @@ pub struct Surroundings {
 /// Whatever keeps the VM from starting, or ends it otherwise.
 #[cfg(target_arch = "aarch64")]
 pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> {
+    use crate::arrival::Arrival;
     use crate::console::{self, RawMode};
     use crate::control_socket::ControlSocket;
     use crate::operations::MonitorCommands;
@@ -47,9 +60,12 @@ pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> 
     // First, so that an address that can't be had ends it before anything has happened to a guest.
     let server = surroundings.gdb.as_ref().map(crate::gdb::bind).transpose()?;
     let control = surroundings.control.as_deref().map(ControlSocket::bind).transpose()?;
-    let vm = Arc::new(make(origin, surroundings)?);
-    // Before any other thread is started, they inherit the signal mask.
+    let arrival = Arc::new(Arrival::new(origin.to_string())?);
+    let control = control.map(|control| control.serve(arrival.clone())).transpose()?;
+    let Some(vm) = make(origin, surroundings, &arrival)?.map(Arc::new) else { return finish(control, Ok(())) };
+    // Before any other thread is started that has to inherit the signal mask.
     crate::signals::watch(vm.control().clone())?;
+    arrival.is_here(vm.clone());
     let server = match (server, vm.session()) {
         (Some(server), Some(session)) => {
             let served = SessionVm::new(session.clone()).with_monitor(Arc::new(MonitorCommands(vm.clone())));
@@ -57,7 +73,6 @@ pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> 
         }
         _ => None,
     };
-    let control = control.map(|control| control.serve(vm.clone())).transpose()?;
     let raw_mode = RawMode::enter();
     if raw_mode.is_some() {
         log::info!("Ctrl-A x ends the VM");
@@ -69,14 +84,24 @@ pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> 
         // A client of a VM that has moved must not believe that the guest ended.
         server.finish(if vm.has_moved() { None } else { Some(u8::from(result.is_err())) });
     }
+    finish(control, result)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn finish(control: Option<crate::control_socket::ControlServer>, result: Result<(), VmError>) -> Result<(), VmError> {
     if let Some(control) = control {
         control.finish();
     }
     result
 }
 
+/// `None` when the user did not want to wait for it any longer.
 #[cfg(target_arch = "aarch64")]
-fn make(origin: &Origin, surroundings: &Surroundings) -> Result<crate::kvm::Vm, VmError> {
+fn make(
+    origin: &Origin,
+    surroundings: &Surroundings,
+    arrival: &crate::arrival::Arrival,
+) -> Result<Option<crate::kvm::Vm>, VmError> {
     use crate::kvm::{Machine, Receiver, Vm};
     use crate::migration::{self, MigrationListener};
     use crate::snapshot::Snapshot;
@@ -84,7 +109,7 @@ fn make(origin: &Origin, surroundings: &Surroundings) -> Result<crate::kvm::Vm, 
     let output = Box::new(std::io::stdout());
     let Surroundings { debug, limits, .. } = surroundings;
     match origin {
-        Origin::Boot(config) => Vm::new(config, output),
+        Origin::Boot(config) => Vm::new(config, output).map(Some),
         Origin::Snapshot(directory) => {
             let mut snapshot = Snapshot::open(directory)?;
             if surroundings.without_session {
@@ -92,13 +117,27 @@ fn make(origin: &Origin, surroundings: &Surroundings) -> Result<crate::kvm::Vm, 
             }
             let machine = Machine::like(&snapshot.state.machine, output)?;
             snapshot.load_memory(machine.ram())?;
-            Vm::restored(machine, &snapshot.state, *debug, limits)
+            Vm::restored(machine, &snapshot.state, *debug, limits).map(Some)
         }
         Origin::Migration(address) => {
             let listener = MigrationListener::bind(address)?;
-            log::info!("waiting for a VM at {}", listener.address());
+            let waiting = Origin::Migration(listener.address()).to_string();
+            log::info!("{waiting}");
+            arrival.waits(waiting);
+            let Some(connection) = listener.accept(arrival.quit_event())? else { return Ok(None) };
+            arrival.comes_over(&connection)?;
             let receiver = Receiver { output: Mutex::new(Some(output)), debug: *debug, limits: *limits };
-            migration::receive(&receiver, &listener.accept()?, &mut |line| log::info!("{line}"))
+            let received = migration::receive(&receiver, &connection, &mut |line| {
+                log::info!("{line}");
+                arrival.waits(line);
+            });
+            match received {
+                Err(error) if arrival.is_ending() => {
+                    log::info!("{error}");
+                    Ok(None)
+                }
+                received => received.map(Some),
+            }
         }
     }
 }

@@ -37,11 +37,16 @@ pub fn as_event() -> Result<EventFd, VmError> {
     Ok(event)
 }
 
-fn spawn(then: impl FnOnce(c_int) + Send + 'static) -> Result<(), VmError> {
+/// Leaves these signals to other threads.
+pub fn block() {
     for signal in SIGNALS {
         // The only failure that is left is that it is blocked already, which is what is wanted.
         let _ = block_signal(signal);
     }
+}
+
+fn spawn(then: impl FnOnce(c_int) + Send + 'static) -> Result<(), VmError> {
+    block();
     let set = create_sigset(&SIGNALS).map_err(|error| VmError::Os { operation: "sigaddset", source: error.into() })?;
     let body = move || then(wait(&set));
     thread::Builder::new().name("signals".to_owned()).spawn(body).map(drop).map_err(VmError::io("clone"))

@@ -5,11 +5,18 @@ use crate::error::VmError;
 use guest_debug_gdb::{ListenAddress, Listener, Stream};
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+/// What epoll tells of.
+const SOURCE: u64 = 0;
+const QUIT: u64 = 1;
 
 /// How long a peer may neither send nor take anything.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -73,7 +80,7 @@ impl MigrationListener {
                 Listener::bind(&ListenAddress::Unix(path.clone())).map_err(|error| failed(error.to_string()))
             }
             MigrationAddress::Tcp(host, port) => TcpListener::bind((host.as_str(), *port))
-                .map(Listener::Tcp)
+                .and_then(|listener| listener.set_nonblocking(true).map(|()| Listener::Tcp(listener)))
                 .map_err(|error| failed(format!("{address}: {error}"))),
         };
         listener.map(Self)
@@ -95,24 +102,32 @@ impl MigrationListener {
         }
     }
 
-    /// Waits for a source, and closes the socket to any other.
+    /// Waits for a source, and closes the socket to any other. `None` when `quit` becomes readable before.
     ///
     /// # Errors
     ///
     /// [`VmError::Migration`].
-    pub fn accept(self) -> Result<Connection, VmError> {
+    pub fn accept(self, quit: &EventFd) -> Result<Option<Connection>, VmError> {
         let accept = || {
-            match &self.0 {
-                Listener::Unix(listener, _) => listener.set_nonblocking(false)?,
-                Listener::Tcp(listener) => listener.set_nonblocking(false)?,
+            let epoll = Epoll::new()?;
+            for (fd, token) in [(self.0.as_raw_fd(), SOURCE), (quit.as_raw_fd(), QUIT)] {
+                epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))?;
             }
+            let mut ready = [EpollEvent::default(); 2];
             loop {
+                let count = match epoll.wait(-1, &mut ready) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    count => count?,
+                };
+                if ready.iter().take(count).any(|event| event.data() == QUIT) {
+                    return Ok(None);
+                }
                 if let Some(stream) = self.0.accept()? {
-                    return Connection::new(stream);
+                    return Connection::new(stream).map(Some);
                 }
             }
         };
-        accept().map_err(|error| failed(format!("accepting a connection: {error}")))
+        accept().map_err(|error: io::Error| failed(format!("accepting a connection: {error}")))
     }
 }
 
@@ -154,6 +169,28 @@ impl Connection {
             }
         }
         Ok(Self(stream))
+    }
+
+    /// The same connection, for another thread.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Migration`] when there is no descriptor left.
+    pub fn try_clone(&self) -> Result<Self, VmError> {
+        let stream = match &self.0 {
+            Stream::Unix(stream) => stream.try_clone().map(Stream::Unix),
+            Stream::Tcp(stream) => stream.try_clone().map(Stream::Tcp),
+        };
+        stream.map(Self).map_err(|error| failed(format!("duplicating the connection: {error}")))
+    }
+
+    /// Ends it for both sides, whoever is reading or writing.
+    pub fn close(&self) {
+        // It may be closed already, which is what is wanted.
+        let _ = match &self.0 {
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
     }
 }
 
