@@ -1,5 +1,8 @@
 # scenario: guest=linux cpus=2 timeout=240 moves=yes
-"""A migration to a host with too few watchpoints is refused before it begins, and the session goes on where it is."""
+"""A migration to a host with too few watchpoints is refused before it begins, and the session goes on where it is.
+
+A VMM to which nobody has sent a VM yet says so, and can be told to end.
+"""
 
 from fleet import *
 from moving import *
@@ -20,6 +23,16 @@ def body() -> None:
         check((ended(to, 10.0) or "").startswith("exit code 1"), "the destination has not ended with an error")
         everything_listed()
     a_whole_round(hits_of_a_round(), known=True)
+    waiting = receive()
+    check(status(waiting).startswith("waiting for a VM at "), status(waiting))
+    try:
+        snapshot(waiting, "nothing")
+    except Refused as refused:
+        check("the VM is not here yet" in str(refused), str(refused))
+    else:
+        raise Failure("a VM that is not there was saved")
+    quit_vm(waiting)
+    equal("end of a VMM that waits for a VM", ended(waiting, 10.0), "exit code 0")
     # Few breakpoints are another matter: software breakpoints stand in.
     forget()
     vm = FIRST

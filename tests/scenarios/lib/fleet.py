@@ -68,6 +68,11 @@ def status(vm: Vm) -> str:
     return ask("status", vm=vm.number)["text"]
 
 
+def quit_vm(vm: Vm) -> None:
+    """Tells its VMM to end."""
+    ask("quit", vm=vm.number)
+
+
 def kill(vm: Vm) -> None:
     ask("kill", vm=vm.number)
 

@@ -5,16 +5,23 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use kvm_agent::{Command, Endpoint, Exit, Frame, Kind, Request, decode_exit, encode_hello, read_frame, write_frame};
+use kvm_agent::{
+    Command, Endpoint, Exit, Frame, Kind, ProtocolError, Request, decode_exit, encode_hello, read_frame, write_frame,
+};
 
 /// How long an agent may take to answer the hello. An emulated host that is busy takes its time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The slowest test takes a minute on a busy machine.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// Where the agent is.
 #[derive(Clone)]
 pub(super) struct Client {
     address: SocketAddr,
     token: String,
+    /// How long a command that somebody waits for may print nothing.
+    pub(super) silence: Duration,
 }
 
 /// What a command printed and how it ended.
@@ -42,7 +49,7 @@ impl Output {
 
 impl Client {
     pub(super) fn new(address: SocketAddr, token: String) -> Self {
-        Self { address, token }
+        Self { address, token, silence: SILENCE }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -83,9 +90,16 @@ impl Client {
         Ok(stream)
     }
 
+    /// The same, for one that must not hang. It is killed when the connection ends.
+    fn exec_impatiently(&self, command: &Command) -> Result<TcpStream> {
+        let stream = self.exec(command)?;
+        stream.set_read_timeout(Some(self.silence))?;
+        Ok(stream)
+    }
+
     pub(super) fn run(&self, command: &Command) -> Result<Exit> {
         let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
-        follow(&mut self.exec(command)?, |kind, bytes| {
+        follow(&mut self.exec_impatiently(command)?, |kind, bytes| {
             if kind == Kind::Stdout {
                 stdout.write_all(bytes)?;
                 stdout.flush()
@@ -97,7 +111,7 @@ impl Client {
 
     pub(super) fn output(&self, command: &Command) -> Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let exit = follow(&mut self.exec(command)?, |kind, bytes| {
+        let exit = follow(&mut self.exec_impatiently(command)?, |kind, bytes| {
             if kind == Kind::Stdout { &mut stdout } else { &mut stderr }.extend_from_slice(bytes);
             Ok(())
         })?;
@@ -150,9 +164,14 @@ pub(super) fn follow(stream: &mut TcpStream, mut sink: impl FnMut(Kind, &[u8]) -
 }
 
 fn next(stream: &mut TcpStream) -> Result<Frame> {
-    match read_frame(stream)? {
-        Some(frame) => Ok(frame),
-        None => bail!("the KVM host closed the connection"),
+    match read_frame(stream) {
+        Ok(Some(frame)) => Ok(frame),
+        Ok(None) => bail!("the KVM host closed the connection"),
+        Err(ProtocolError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+            let seconds = stream.read_timeout().ok().flatten().unwrap_or_default().as_secs();
+            bail!("nothing has come from the KVM host for {seconds} s")
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `receive` | [`Landing`] | `vm`, `address`: it waits for a VM |
 //! | `send` | `vm`, `to` | `text`, when `vm` has moved to `to` |
 //! | `status` | `vm` | `text` |
+//! | `quit` | `vm` | `text` |
 //! | `kill` | `vm` | nothing, when it is dead |
 //! | `ended` | `vm`, `seconds` | `ended` (text, or null when it has not by then), `output` |
 //! | `shell` | `command` | `code`, `output`, of a shell in the directory with the snapshots |
@@ -30,6 +31,7 @@ use serde_json::{Value, json};
 
 use super::vmm::{Mover, RunningGuest};
 use crate::paths;
+use crate::progress::note;
 
 /// How a VM is to arrive.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -70,6 +72,9 @@ enum Wish {
     Status {
         vm: usize,
     },
+    Quit {
+        vm: usize,
+    },
     Kill {
         vm: usize,
     },
@@ -92,6 +97,8 @@ pub(crate) struct Fleet<'a> {
     vms: Mutex<Vec<Option<Arc<dyn RunningGuest>>>>,
     socket: PathBuf,
     closed: AtomicBool,
+    /// Requests that are being answered.
+    pending: AtomicU32,
 }
 
 impl<'a> Fleet<'a> {
@@ -101,7 +108,13 @@ impl<'a> Fleet<'a> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Short: a socket's path has 107 bytes at most.
         let socket = std::env::temp_dir().join(format!("fleet-{}-{number}", std::process::id()));
-        Self { mover, vms: Mutex::new(vec![Some(first)]), socket, closed: AtomicBool::new(false) }
+        Self {
+            mover,
+            vms: Mutex::new(vec![Some(first)]),
+            socket,
+            closed: AtomicBool::new(false),
+            pending: AtomicU32::new(0),
+        }
     }
 
     /// Serves the script while `body` runs it; `body` gets the socket's path.
@@ -117,6 +130,9 @@ impl<'a> Fleet<'a> {
             self.closed.store(true, Ordering::Release);
             // Nobody else wakes the thread that accepts.
             drop(UnixStream::connect(&self.socket));
+            if self.pending.load(Ordering::Acquire) > 0 {
+                self.kill_all();
+            }
             result
         });
         let _ = fs::remove_file(&self.socket);
@@ -137,10 +153,22 @@ impl<'a> Fleet<'a> {
             if self.closed.load(Ordering::Acquire) {
                 return;
             }
+            self.pending.fetch_add(1, Ordering::AcqRel);
             scope.spawn(move || {
                 // A script that has gone needs no answer.
                 let _ = self.answer(&stream);
+                self.pending.fetch_sub(1, Ordering::AcqRel);
             });
+        }
+    }
+
+    /// Nobody waits for an answer any more; a VMM that does not give it would keep us.
+    fn kill_all(&self) {
+        let guests: Vec<_> = self.lock().iter_mut().filter_map(Option::take).collect();
+        for guest in guests {
+            if let Err(error) = guest.kill() {
+                note(format!("a VM can't be killed: {error:#}"));
+            }
         }
     }
 
@@ -161,6 +189,7 @@ impl<'a> Fleet<'a> {
             Wish::Receive { landing } => self.landed(self.mover.receive(&landing)?),
             Wish::Send { vm, to } => json!({ "text": self.mover.send(&*self.vm(vm)?, &*self.vm(to)?)? }),
             Wish::Status { vm } => json!({ "text": self.mover.status(&*self.vm(vm)?)? }),
+            Wish::Quit { vm } => json!({ "text": self.mover.quit(&*self.vm(vm)?)? }),
             Wish::Kill { vm } => {
                 let guest = self.lock().get_mut(vm).and_then(Option::take);
                 guest.with_context(|| format!("there is no VM {vm}"))?.kill()?;
@@ -200,5 +229,128 @@ impl<'a> Fleet<'a> {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Arc<dyn RunningGuest>>>> {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Condvar;
+
+    /// A guest whose VMM answers nothing while it lives.
+    #[derive(Default)]
+    struct Silent {
+        killed: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl RunningGuest for Silent {
+        fn address(&self) -> String {
+            String::new()
+        }
+
+        fn output(&self) -> String {
+            "nothing".to_owned()
+        }
+
+        fn ended(&mut self) -> Option<String> {
+            None
+        }
+
+        fn kill(&self) -> Result<()> {
+            *self.killed.lock().unwrap() = true;
+            self.changed.notify_all();
+            Ok(())
+        }
+    }
+
+    struct Waits(Arc<Silent>);
+
+    impl Mover for Waits {
+        fn status(&self, _: &dyn RunningGuest) -> Result<String> {
+            let killed = self.0.killed.lock().unwrap();
+            drop(self.0.changed.wait_while(killed, |killed| !*killed).unwrap());
+            bail!("it was killed")
+        }
+
+        fn snapshot(&self, _: &dyn RunningGuest, name: &str) -> Result<String> {
+            Ok(format!("saved as {name}"))
+        }
+
+        fn restore(&self, _: &str, _: &Landing) -> Result<Arc<dyn RunningGuest>> {
+            bail!("not here")
+        }
+
+        fn receive(&self, _: &Landing) -> Result<Arc<dyn RunningGuest>> {
+            bail!("not here")
+        }
+
+        fn send(&self, _: &dyn RunningGuest, _: &dyn RunningGuest) -> Result<String> {
+            bail!("not here")
+        }
+
+        fn quit(&self, _: &dyn RunningGuest) -> Result<String> {
+            bail!("not here")
+        }
+
+        fn shell(&self, _: &str) -> Result<(u8, String)> {
+            bail!("not here")
+        }
+
+        fn fetch(&self, _: &str, _: &Path) -> Result<()> {
+            bail!("not here")
+        }
+
+        fn tidy(&self) {}
+    }
+
+    fn request(socket: &Path, line: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        writeln!(stream, "{line}").unwrap();
+        stream
+    }
+
+    #[test]
+    fn requests_are_answered() {
+        let guest = Arc::new(Silent::default());
+        let mover = Waits(guest.clone());
+        Fleet::new(&mover, guest.clone())
+            .serve(|socket| {
+                let answer = |line| {
+                    let mut answer = String::new();
+                    BufReader::new(request(socket, line)).read_line(&mut answer)?;
+                    Ok::<Value, anyhow::Error>(serde_json::from_str(&answer)?)
+                };
+                let saved = answer(r#"{"op": "snapshot", "vm": 0, "name": "a"}"#)?;
+                assert_eq!(saved, json!({ "text": "saved as a" }));
+                for (line, error) in [
+                    (r#"{"op": "snapshot", "vm": 1, "name": "a"}"#, "there is no VM 1"),
+                    (r#"{"op": "restore", "name": "a"}"#, "not here"),
+                    ("nonsense", "bad request"),
+                ] {
+                    let answer = answer(line)?;
+                    assert!(answer["error"].as_str().is_some_and(|text| text.contains(error)), "{line}: {answer}");
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(!*guest.killed.lock().unwrap(), "it goes on when its script has ended");
+    }
+
+    #[test]
+    fn a_vmm_that_does_not_answer_is_killed_when_the_script_has_ended() {
+        let guest = Arc::new(Silent::default());
+        let mover = Waits(guest.clone());
+        let fleet = Fleet::new(&mover, guest.clone());
+        fleet
+            .serve(|socket| {
+                drop(request(socket, r#"{"op": "status", "vm": 0}"#));
+                while fleet.pending.load(Ordering::Acquire) == 0 {
+                    thread::yield_now();
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(*guest.killed.lock().unwrap());
     }
 }

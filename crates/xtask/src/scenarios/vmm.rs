@@ -64,6 +64,9 @@ pub(crate) trait Mover: Sync {
     /// What the VMM says of a guest.
     fn status(&self, guest: &dyn RunningGuest) -> Result<String>;
 
+    /// Tells a VMM to end, with its guest if it has one; answers what it says.
+    fn quit(&self, guest: &dyn RunningGuest) -> Result<String>;
+
     /// Runs a shell command where the snapshots are; answers its exit code and what it printed.
     fn shell(&self, command: &str) -> Result<(u8, String)>;
 
@@ -232,6 +235,10 @@ impl Mover for ReferenceMover<'_> {
 
     fn status(&self, guest: &dyn RunningGuest) -> Result<String> {
         self.tell(guest, &["status"])
+    }
+
+    fn quit(&self, guest: &dyn RunningGuest) -> Result<String> {
+        self.tell(guest, &["quit"])
     }
 
     fn shell(&self, text: &str) -> Result<(u8, String)> {
