@@ -67,7 +67,8 @@ where
         memory.write_slice(data, address).map_err(|_| error)
     }
 
-    #[cfg(all(feature = "kvm", target_os = "linux"))]
+    // Elsewhere instruction caches are coherent with stores.
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "aarch64"))]
     fn sync_code(&self, address: GuestAddress, length: usize) {
         if let Ok(slices) = self.memory().get_slices(address, length, Permissions::Read) {
             for slice in slices.flatten() {

@@ -74,6 +74,39 @@ fn every_page_with_a_breakpoint_is_dirty_after_each_change() {
 }
 
 #[test]
+fn a_save_that_reads_through_the_session_writes_nothing() {
+    let vm = Vm::new(1, &[NOP, COUNT, NOP, branch(-8)]).start();
+    let clean = image(&vm);
+    for address in FAR {
+        vm.session.insert(V0, software(address)).unwrap();
+    }
+    let planted = image(&vm);
+    let mut observer = Observer::new(&vm);
+    vm.session.freeze_planted().unwrap();
+    let mut memory = vec![0; 1 << 20];
+    vm.session.read_guest(GuestAddress(RAM), &mut memory).unwrap();
+    assert!(memory == clean, "what is saved is the guest's own");
+    assert_eq!(vm.session.state().unwrap().software.len(), FAR.len());
+    vm.session.thaw().unwrap();
+    assert!(observer.pages(&vm).is_empty(), "nothing was written");
+    assert!(image(&vm) == planted, "and everything is planted still");
+    assert_eq!(vm.session.remove(software(FAR[0])).unwrap(), Removed::Restored);
+    let beyond = GuestAddress(RAM + (1 << 20) - 2);
+    assert!(vm.session.read_guest(beyond, &mut [0; 4]).is_err(), "a byte of it is not RAM");
+}
+
+#[test]
+fn a_running_guest_is_read_as_it_wrote_itself() {
+    let vm = Vm::new(1, &[NOP, COUNT, NOP, branch(-8)]).start();
+    vm.session.insert(V0, software(FAR[0])).unwrap();
+    vm.session.resume(&[]).unwrap();
+    let mut word = [0; 4];
+    vm.session.read_guest(GuestAddress(FAR[0]), &mut word).unwrap();
+    assert_eq!(word, [0; 4]);
+    assert_ne!(vm.word(FAR[0]), 0, "it is planted all the time");
+}
+
+#[test]
 fn a_page_that_is_stepped_over_is_dirty() {
     let vm = Vm::new(1, &[NOP, COUNT, NOP, branch(-8)]).start();
     vm.session.insert(V0, software(RAM + 8)).unwrap();

@@ -106,9 +106,10 @@ fn cost(vcpus: u32, breakpoints: u64) -> ([usize; 3], [usize; 3], usize) {
 fn twice_as_many_breakpoints_cost_twice_as_much() {
     let one = cost(1, 1000);
     let two = cost(1, 2000);
-    // A look and a write for each on the way in, and a look on the way out, which finds nothing of ours to lift.
-    assert_eq!((one.0, one.1), ([1000, 1000, 1], [1000, 0, 0]));
-    assert_eq!((two.0, two.1), ([2000, 2000, 1], [2000, 0, 0]));
+    // A look at each page, 64 to a page, and a write for each on the way in; a look at each on the way out, which finds
+    // nothing of ours to lift.
+    assert_eq!((one.0, one.1), ([16, 1000, 1], [1000, 0, 0]));
+    assert_eq!((two.0, two.1), ([32, 2000, 1], [2000, 0, 0]));
     assert!(two.2 <= 2 * one.2, "{} bytes, then {}", one.2, two.2);
 }
 

@@ -336,6 +336,7 @@ fn nothing_changes_while_frozen() {
     let state = save(&vm);
     let session = &vm.session;
     assert!(matches!(session.freeze(), Err(SessionError::Frozen)));
+    assert!(matches!(session.freeze_planted(), Err(SessionError::Frozen)));
     assert!(matches!(session.resume(&[]), Err(SessionError::Frozen)));
     assert!(matches!(session.attach(), Err(SessionError::Frozen)));
     assert!(matches!(session.insert(V0, hardware(RAM)), Err(SessionError::Frozen)));

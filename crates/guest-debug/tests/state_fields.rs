@@ -217,7 +217,7 @@ fn vcpus() {
 fn the_number_of_vcpus_is_the_vms() {
     let ram = Arc::new(GuestMemoryMmap::<()>::new());
     for restore in [Restore::Arm, Restore::Dormant] {
-        let error = DebugSession::from_state(&sample(), 3, CAPS, Arc::new(ram.clone()), restore).unwrap_err();
+        let error = DebugSession::from_state(sample(), 3, CAPS, Arc::new(ram.clone()), restore).unwrap_err();
         assert!(matches!(error, SessionError::State(StateError::VcpuCount { found: 2, expected: 3 })), "{error}");
     }
 }

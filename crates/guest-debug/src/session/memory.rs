@@ -94,6 +94,17 @@ impl DebugSession {
         Ok(data)
     }
 
+    /// Reads guest-physical memory as the guest wrote it, whatever its vCPUs are doing: for a VMM that saves the VM, or
+    /// copies it elsewhere while it runs. A place that is changed at the same time is marked in the dirty log or the dirty
+    /// bitmap, and has to be read again.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Ram`] when a byte of it is not RAM.
+    pub fn read_guest(&self, address: GuestAddress, data: &mut [u8]) -> Result<(), SessionError> {
+        Ok(self.software().read(address, data, &*self.ram)?)
+    }
+
     /// Writes guest-physical memory, as [`Self::write_memory`] does.
     ///
     /// # Errors

@@ -22,28 +22,29 @@ pub enum Restore {
 
 impl DebugSession {
     /// A session from the state of one that was saved. Nothing of it is believed unchecked, and guest memory is not
-    /// touched yet. Its VM has `vcpus` vCPUs.
+    /// touched yet. Its VM has `vcpus` vCPUs. A state that is handed over is not copied, a borrowed one is.
     ///
     /// # Errors
     ///
     /// [`SessionError::State`] with the field that is wrong, or what the host lacks: for [`Restore::Arm`] as
     /// [`state::fits`], for [`Restore::Dormant`] as [`state::check`]. [`SessionError::NoVcpus`], [`SessionError::Event`].
     pub fn from_state(
-        state: &GuestDebugState,
+        state: impl Into<Arc<GuestDebugState>>,
         vcpus: u32,
         caps: DebugCaps,
         ram: Arc<dyn GuestRam>,
         restore: Restore,
     ) -> Result<Arc<Self>, SessionError> {
+        let state = state.into();
         match restore {
-            Restore::Arm => drop(state::fits(state, &caps)?),
-            Restore::Dormant => state::check(state)?,
+            Restore::Arm => drop(state::fits(&state, &caps)?),
+            Restore::Dormant => state::check(&state)?,
         }
         if state.vcpus.len() != vcpus as usize {
             let (found, expected) = (state.vcpus.len(), vcpus as usize);
             return Err(StateError::VcpuCount { found, expected }.into());
         }
-        let tables = Tables { restored: Some(Arc::new(state.clone())), ..Tables::default() };
+        let tables = Tables { restored: Some(state), ..Tables::default() };
         Self::with_tables(vcpus, caps, ram, restore == Restore::Arm, tables)
     }
 

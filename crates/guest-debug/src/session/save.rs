@@ -26,10 +26,24 @@ impl DebugSession {
     /// [`SessionError::Frozen`], [`SessionError::Stuck`], [`SessionError::Ram`] when an original instruction can't be put
     /// back. The guest goes on then.
     pub fn freeze(&self) -> Result<(), SessionError> {
+        self.freeze_and(|| Ok(self.software_mut().lift_all(&*self.ram)?))
+    }
+
+    /// The same, with the session's breakpoints left in guest memory, for a VMM that takes all that it saves or sends of
+    /// memory from [`Self::read_guest`]. Nothing is written, so a migration has no page to send again for it.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Frozen`], [`SessionError::Stuck`]. The guest goes on then.
+    pub fn freeze_planted(&self) -> Result<(), SessionError> {
+        self.freeze_and(|| Ok(()))
+    }
+
+    fn freeze_and(&self, lift: impl FnOnce() -> Result<(), SessionError>) -> Result<(), SessionError> {
         let tables = self.thawed()?;
         let frozen = self.freeze_vcpus().and_then(|()| {
             self.frozen.store(true, Ordering::Release);
-            Ok(self.software_mut().lift_all(&*self.ram)?)
+            lift()
         });
         if frozen.is_err() {
             // That the VM can't be saved says more than that a breakpoint is lost.
@@ -79,8 +93,8 @@ impl DebugSession {
         true
     }
 
-    /// The session's state. Save guest memory between [`Self::freeze`] and [`Self::thaw`] along with it, else it holds
-    /// breakpoint instructions.
+    /// The session's state. Save guest memory between [`Self::freeze`] and [`Self::thaw`] along with it, or take it from
+    /// [`Self::read_guest`], else it holds breakpoint instructions.
     ///
     /// # Errors
     ///

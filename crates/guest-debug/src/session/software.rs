@@ -12,6 +12,8 @@ use vm_memory::GuestAddress;
 
 const PAGE: u64 = 4096;
 const LENGTH: u64 = 4;
+/// So many reads of an instruction cost about as much as one of a page.
+const FEW_READS: usize = 3;
 
 /// Immediate of the BRKs that the session plants. Linux does not use it (arch/arm64/include/asm/brk-imm.h), so that
 /// a BRK which the guest writes over one of ours is told from it.
@@ -117,13 +119,25 @@ impl SoftwareBreakpoints {
     /// Plants everything again, wherever memory holds the instruction that was there. A place that holds something
     /// else now, after a reboot for one, is another program's: it stays as it is.
     pub(super) fn plant_all(&mut self, ram: &dyn GuestRam) -> Result<(), RamError> {
-        for (&gpa, planted) in self.pages.values_mut().flatten() {
-            let mut now = [0; 4];
-            // Not even what counts as armed is sure to be: memory was reloaded under it.
-            planted.armed = ram.read(GuestAddress(gpa), &mut now).is_ok() && now == BRK;
-            if !planted.armed && now == planted.original {
-                write_code(ram, GuestAddress(gpa), &BRK)?;
-                planted.armed = true;
+        let mut code = [0; PAGE as usize];
+        for (&page, bucket) in &mut self.pages {
+            // A page is read at once where that saves reads.
+            let whole = bucket.len() > FEW_READS && ram.read(GuestAddress(page), &mut code).is_ok();
+            for (&gpa, planted) in bucket {
+                let mut now = [0; 4];
+                let read = match code.get((gpa - page) as usize..).and_then(|rest| rest.first_chunk()) {
+                    Some(bytes) if whole => {
+                        now = *bytes;
+                        true
+                    }
+                    _ => ram.read(GuestAddress(gpa), &mut now).is_ok(),
+                };
+                // Not even what counts as armed is sure to be: memory was reloaded under it.
+                planted.armed = read && now == BRK;
+                if !planted.armed && now == planted.original {
+                    write_code(ram, GuestAddress(gpa), &BRK)?;
+                    planted.armed = true;
+                }
             }
         }
         Ok(())

@@ -30,6 +30,7 @@ pub use error::{FieldError, StateError};
 use crate::{StopReason, Unsupported, WatchKind};
 #[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 #[cfg(feature = "versionize")]
 use versionize::{VersionMap, Versionize, VersionizeError, VersionizeResult};
 #[cfg(feature = "versionize")]
@@ -227,6 +228,12 @@ fn known_version<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u3
         Ok(found)
     } else {
         Err(serde::de::Error::custom(StateError::Version { found }))
+    }
+}
+
+impl From<&GuestDebugState> for Arc<GuestDebugState> {
+    fn from(state: &GuestDebugState) -> Self {
+        Self::new(state.clone())
     }
 }
 
