@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
@@ -21,6 +21,7 @@ use crate::host::{KvmHost, command};
 use crate::packages::Tool;
 use crate::paths;
 use crate::progress::{Progress, note, tail};
+use crate::scenarios;
 use crate::symbols::kernel_symbols;
 use crate::toolchain::TARGET;
 
@@ -37,6 +38,20 @@ pub struct BenchOptions {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Only this part; may be given more than once
+    #[arg(long, value_name = "PART")]
+    pub only: Vec<Part>,
+}
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Steps inside the VMM
+    Steps,
+    /// What gdb sees
+    Gdb,
+    /// What a session adds to a migration
+    Migration,
 }
 
 /// One figure.
@@ -59,12 +74,20 @@ impl Figure {
 
 /// Runs the benchmark; prints a table.
 pub fn bench(context: &Context, options: &BenchOptions) -> Result<ExitCode> {
-    context.prepare(&[Tool::Gdb])?;
+    context.prepare(&[Tool::Gdb, Tool::Python])?;
     let programs = build(context)?;
     let host = KvmHost::start(context)?;
     note(format!("KVM host: {}", host.describe()?));
-    let mut figures = in_vmm(&host, &programs.stepbench)?;
-    figures.extend(with_gdb(context, &host, &programs.vmm)?);
+    let mut figures = Vec::new();
+    for part in [Part::Steps, Part::Gdb, Part::Migration] {
+        if options.only.is_empty() || options.only.contains(&part) {
+            figures.extend(match part {
+                Part::Steps => in_vmm(&host, &programs.stepbench)?,
+                Part::Gdb => with_gdb(context, &host, &programs.vmm)?,
+                Part::Migration => migration(context, &host, &programs.vmm)?,
+            });
+        }
+    }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&figures)?;
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -104,9 +127,9 @@ fn in_vmm(host: &KvmHost, stepbench: &Path) -> Result<Vec<Figure>> {
     output.stdout_text().lines().map(parse).collect()
 }
 
-/// Name, value, unit and ratio or a dash, separated by tabs.
+/// A line of either script or example: name, value, unit and ratio or a dash, separated by tabs.
 fn parse(line: &str) -> Result<Figure> {
-    let bad = || format!("stepbench printed {line:?}");
+    let bad = || format!("{line:?} is no figure");
     let fields: Vec<_> = line.split('\t').collect();
     let [name, value, unit, ratio] = fields[..] else { bail!(bad()) };
     let ratio = if ratio == "-" { None } else { Some(ratio.parse().with_context(bad)?) };
@@ -166,6 +189,15 @@ fn with_gdb(context: &Context, host: &KvmHost, vmm: &Path) -> Result<Vec<Figure>
         Figure::new("CPU of the VMM, guest running, gdb attached", attached.process, "%", None),
         Figure::new("CPU of the VMM, guest running, no gdb", alone.process, "%", None),
     ])
+}
+
+/// What tests/demo/bench_migration.py measures.
+fn migration(context: &Context, host: &KvmHost, vmm: &Path) -> Result<Vec<Figure>> {
+    let script = paths::root().join("tests/demo/bench_migration.py");
+    let progress = Progress::start("migrating a guest with software breakpoints");
+    let output = scenarios::measure(context, host, vmm, &script)?;
+    progress.done();
+    output.lines().map(parse).collect()
 }
 
 /// What tests/demo/bench.py measures.

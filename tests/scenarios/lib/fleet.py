@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import threading
+import time
 from typing import Any
 
 
@@ -46,8 +47,14 @@ def snapshot(vm: Vm, name: str) -> str:
 
 
 def restore(name: str, **landing: Any) -> Vm:
-    """Members of landing: gdb, hold, watchpoints, breakpoints, plain."""
-    return Vm(ask("restore", name=name, **{"gdb": True, **landing}))
+    """Members of landing: gdb, hold, watchpoints, breakpoints, plain. Returns when the VM is there, or has failed to be."""
+    vm = Vm(ask("restore", name=name, **{"gdb": True, **landing}))
+    try:
+        while status(vm).startswith("restoring "):
+            time.sleep(0.05)
+    except Refused:
+        pass  # it has ended; whoever asks is told why
+    return vm
 
 
 def receive(**landing: Any) -> Vm:

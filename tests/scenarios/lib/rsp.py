@@ -54,8 +54,8 @@ def expand(body: bytes) -> bytes:
 class Client:
     """One connection. Acknowledgements are on, as the protocol starts."""
 
-    def __init__(self, timeout: float = REPLY_TIMEOUT) -> None:
-        host, port = os.environ["GDB_TARGET"].rsplit(":", 1)
+    def __init__(self, timeout: float = REPLY_TIMEOUT, address: str | None = None) -> None:
+        host, port = (address or os.environ["GDB_TARGET"]).rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)), timeout=timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
@@ -192,13 +192,13 @@ def check(condition: bool, text: str) -> None:
         raise Failure(text)
 
 
-def connect_again(patience: float = 20.0) -> Client:
+def connect_again(patience: float = 20.0, address: str | None = None) -> Client:
     """A new client, once the server has noticed that the last one is gone."""
     end = time.monotonic() + patience
     while True:
         client = None
         try:
-            client = Client()
+            client = Client(address=address)
             if client.answers():
                 client.drain()
                 return client

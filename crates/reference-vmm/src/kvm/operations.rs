@@ -2,29 +2,30 @@
 
 use super::debug;
 use super::machine::Machine;
-use super::vm::{Afterwards, Vm};
+use super::vm::{Afterwards, Breakpoints, Vm};
 use crate::config::{DebugLimits, DebugMode};
 use crate::control::Request;
 use crate::error::VmError;
-use crate::memory::Ram;
-use crate::migration::{self, Connection, Destination, MigrationAddress, Offer, Source, Switch};
+use crate::memory::{self, Ram};
+use crate::migration::{self, Connection, Destination, MigrationAddress, Offer, Source, Standstill, Switch};
 use crate::operations::Operations;
 use crate::serial::Output;
 use crate::snapshot;
 use crate::state::VmState;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use vm_memory::{Bytes as _, GuestAddress};
 
 impl Operations for Vm {
     fn snapshot(&self, directory: &Path, progress: &mut dyn FnMut(String)) -> Result<String, VmError> {
         progress("stopping the guest".to_owned());
         let writer = snapshot::Writer::create(directory)?;
         let started = Instant::now();
-        self.while_stopped(&mut |vm, _| {
+        self.while_stopped(Breakpoints::Lifted, &mut |vm, _| {
             progress("writing".to_owned());
             // The state first, it fails sooner.
-            writer.write_state(&vm.state()?)?;
+            writer.write_state(&vm.state(vm.session_state()?)?)?;
             writer.write_memory(vm.ram())?;
             Ok(((), Afterwards::GoOn))
         })?;
@@ -63,13 +64,23 @@ impl Operations for Vm {
 
 impl Source for Vm {
     fn offer(&self) -> Result<Offer, VmError> {
-        let session = |vm: &Self| vm.session().map(|session| session.state()).transpose();
-        let debug = self.while_stopped(&mut |vm, _| Ok((session(vm)?, Afterwards::GoOn)))?;
+        let debug =
+            self.while_stopped(Breakpoints::Planted, &mut |vm, _| Ok((vm.session_state()?, Afterwards::GoOn)))?;
         Ok(Offer::new(self.machine_state().clone(), debug))
     }
 
-    fn ram(&self) -> &Ram {
-        self.ram()
+    fn memory_size(&self) -> u64 {
+        memory::size(self.ram())
+    }
+
+    fn read_memory(&self, at: GuestAddress, bytes: &mut [u8]) -> Result<(), VmError> {
+        match self.session() {
+            Some(session) => Ok(session.read_guest(at, bytes)?),
+            None => self
+                .ram()
+                .read_slice(bytes, at)
+                .map_err(|error| VmError::Migration(format!("guest memory at {:#x}: {error}", at.0))),
+        }
     }
 
     fn log_dirty_pages(&self, on: bool) -> Result<(), VmError> {
@@ -81,8 +92,11 @@ impl Source for Vm {
     }
 
     fn switch(&self, body: &mut Switch<'_>) -> Result<(), VmError> {
-        self.while_stopped(&mut |vm, halt| {
-            body(&vm.state()?, halt)?;
+        self.while_stopped(Breakpoints::Planted, &mut |vm, halt| {
+            let started = Instant::now();
+            let debug = vm.session_state()?;
+            let session = started.elapsed();
+            body(Standstill { state: vm.state(debug)?, halt, session })?;
             Ok(((), Afterwards::Gone))
         })
     }
@@ -116,7 +130,9 @@ impl Destination for Receiver {
         machine.ram()
     }
 
-    fn restore(&self, machine: Machine, state: &VmState) -> Result<Vm, VmError> {
-        Vm::restored(machine, state, self.debug, &self.limits)
+    fn restore(&self, machine: Machine, state: &VmState) -> Result<(Vm, Duration), VmError> {
+        let vm = Vm::restored(machine, state, self.debug, &self.limits)?;
+        let session_time = vm.session_time();
+        Ok((vm, session_time))
     }
 }

@@ -13,7 +13,7 @@ use crate::memory::Ram;
 use crate::serial::{Output, SerialConsole};
 use crate::state::{BootState, GicState, MachineState, VM_STATE_VERSION, VmState};
 use guest_debug::DebugSession;
-use guest_debug::state::Architecture;
+use guest_debug::state::{Architecture, GuestDebugState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -39,6 +39,8 @@ pub struct Vm {
     session: Option<Arc<DebugSession>>,
     /// Another process has it.
     moved: AtomicBool,
+    /// How long it took to restore and to arm the session.
+    session_time: Duration,
     machine: Machine,
 }
 
@@ -81,14 +83,18 @@ impl Vm {
         if let Err(error) = &payload {
             log::warn!("the guest can't be booted again: {error}");
         }
+        let started = Instant::now();
         let session = debug::restored_session(&machine, state.guest_debug.as_ref(), debug, limits)?;
-        let vm = Self::with(machine, &config, payload, session)?;
+        let made = started.elapsed();
+        let mut vm = Self::with(machine, &config, payload, session)?;
         vm.machine.set_state(state)?;
+        let started = Instant::now();
         if let Some(session) = vm.session.as_ref().filter(|_| debug == DebugMode::Run) {
             for address in session.arm()? {
                 log::info!("a software breakpoint stands in for the hardware breakpoint at {:#x}", address.0);
             }
         }
+        vm.session_time = made + started.elapsed();
         Ok(vm)
     }
 
@@ -109,6 +115,7 @@ impl Vm {
             gic_reset: machine.gic_state()?,
             session,
             moved: AtomicBool::new(false),
+            session_time: Duration::ZERO,
             machine,
         })
     }
@@ -143,6 +150,11 @@ impl Vm {
         self.moved.load(Ordering::Acquire)
     }
 
+    /// How long it took to restore and to arm the session of a VM that was restored.
+    pub fn session_time(&self) -> Duration {
+        self.session_time
+    }
+
     /// What the machine is made of.
     pub fn machine_state(&self) -> &MachineState {
         self.machine.description()
@@ -166,12 +178,21 @@ impl Vm {
         dirty::take(self.machine.fd(), self.ram())
     }
 
-    /// The VM without its memory. Only while it is stopped, see [`Vm::while_stopped`].
+    /// The debug session's state, if there is one. Only while the VM is stopped, see [`Vm::while_stopped`].
     ///
     /// # Errors
     ///
-    /// [`VmError::Os`], [`VmError::Vcpu`], [`VmError::Debug`].
-    pub fn state(&self) -> Result<VmState, VmError> {
+    /// [`VmError::Debug`].
+    pub fn session_state(&self) -> Result<Option<GuestDebugState>, VmError> {
+        Ok(self.session.as_ref().map(|session| session.state()).transpose()?)
+    }
+
+    /// The VM without its memory, and with this debug session. Only while it is stopped, see [`Vm::while_stopped`].
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`], [`VmError::Vcpu`].
+    pub fn state(&self, guest_debug: Option<GuestDebugState>) -> Result<VmState, VmError> {
         Ok(VmState {
             version: VM_STATE_VERSION,
             architecture: Architecture::Aarch64,
@@ -180,22 +201,22 @@ impl Vm {
             vcpus: self.vcpus().iter().map(|vcpu| vcpu.state()).collect::<Result<_, _>>()?,
             gic: self.machine.gic_state()?,
             serial: self.serial().state(),
-            guest_debug: self.session.as_ref().map(|session| session.state()).transpose()?,
+            guest_debug,
         })
     }
 
-    /// Stops every vCPU, gives `body` a VM whose memory and registers are the guest's own, and lets it go on, with its
-    /// debug session as it was. Where `body` answers [`Afterwards::Gone`] it goes on nowhere: [`Vm::run`] returns.
+    /// Stops every vCPU, gives `body` a VM whose registers are the guest's own, its memory too if breakpoints are to be
+    /// lifted, and lets it go on, with its debug session as it was. Where `body` answers [`Afterwards::Gone`] it goes on nowhere: [`Vm::run`] returns.
     ///
     /// # Errors
     ///
     /// [`VmError::Busy`] when the guest has ended; whatever `body` answers.
-    pub fn while_stopped<T>(&self, body: &mut Operation<'_, T>) -> Result<T, VmError> {
+    pub fn while_stopped<T>(&self, breakpoints: Breakpoints, body: &mut Operation<'_, T>) -> Result<T, VmError> {
         for _ in 0..ATTEMPTS {
             if !self.control.begin_operation(PATIENCE) {
                 break;
             }
-            let result = self.stopped(body);
+            let result = self.stopped(breakpoints, body);
             self.control.end_operation();
             if let Some(result) = result {
                 return result;
@@ -205,12 +226,14 @@ impl Vm {
     }
 
     /// `None` when the guest asked for a reset before it stood still: that comes first, a saved VM would not know of it.
-    fn stopped<T>(&self, body: &mut Operation<'_, T>) -> Option<Result<T, VmError>> {
+    fn stopped<T>(&self, breakpoints: Breakpoints, body: &mut Operation<'_, T>) -> Option<Result<T, VmError>> {
         let started = Instant::now();
         // Before the VMM's own pause: the vCPUs' threads have to come to the session for it.
-        if let Some(session) = &self.session
-            && let Err(error) = session.freeze()
-        {
+        let frozen = self.session.as_ref().map(|session| match breakpoints {
+            Breakpoints::Lifted => session.freeze(),
+            Breakpoints::Planted => session.freeze_planted(),
+        });
+        if let Some(Err(error)) = frozen {
             return Some(Err(error.into()));
         }
         self.control.pause(|| self.kick_all());
@@ -289,6 +312,15 @@ impl Vm {
     fn kick_all(&self) {
         self.vcpus().iter().for_each(|vcpu| vcpu.kick());
     }
+}
+
+/// What is in guest memory where a software breakpoint is, while the VM is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breakpoints {
+    /// The guest's own instruction.
+    Lifted,
+    /// The breakpoint: memory is not looked at, or through the session.
+    Planted,
 }
 
 /// What becomes of a VM that was stopped.

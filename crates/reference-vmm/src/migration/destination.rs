@@ -1,13 +1,14 @@
 //! The side that gets the VM.
 
 use super::address::Connection;
-use super::wire::{Frame, Kind, Offer, connection, failed, refuse, send_now};
+use super::wire::{Frame, Kind, Offer, connection, failed, refuse, send_duration, send_now};
 use crate::error::VmError;
 use crate::layout::RAM_BASE;
 use crate::memory::{self, PAGE, Ram};
 use crate::state::VmState;
 use std::io::{BufReader, BufWriter};
 use std::sync::Arc;
+use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 
 /// How a VM is made from what comes over the connection.
@@ -27,12 +28,12 @@ pub trait Destination {
     /// Its memory.
     fn ram(machine: &Self::Machine) -> &Arc<Ram>;
 
-    /// Restores everything else, memory being complete.
+    /// Restores everything else, memory being complete. Answers how long the debug session took of it, too.
     ///
     /// # Errors
     ///
     /// What is wrong with the state, or what this host can't take.
-    fn restore(&self, machine: Self::Machine, state: &VmState) -> Result<Self::Vm, VmError>;
+    fn restore(&self, machine: Self::Machine, state: &VmState) -> Result<(Self::Vm, Duration), VmError>;
 }
 
 /// Takes the VM that comes over the connection. When this returns, the source has given it up, and it may run.
@@ -50,9 +51,9 @@ pub fn receive<D: Destination>(
     let machine = prepare(destination, &mut reader).inspect_err(|error| refuse(&mut writer, error))?;
     send_now(&mut writer, Kind::Accept, &[])?;
     progress("accepted, memory is coming".to_owned());
-    let vm = take(destination, machine, &mut reader).inspect_err(|error| refuse(&mut writer, error))?;
+    let (vm, session_time) = take(destination, machine, &mut reader).inspect_err(|error| refuse(&mut writer, error))?;
     progress("restored".to_owned());
-    send_now(&mut writer, Kind::Ready, &[])?;
+    send_duration(&mut writer, Kind::Ready, session_time)?;
     Frame::expect(&mut reader, Kind::Commit)?;
     // Before anything runs: a source that has not heard of it by the end of the connection goes on itself.
     send_now(&mut writer, Kind::Running, &[])?;
@@ -69,8 +70,9 @@ fn take<D: Destination>(
     destination: &D,
     machine: D::Machine,
     reader: &mut BufReader<&Connection>,
-) -> Result<D::Vm, VmError> {
+) -> Result<(D::Vm, Duration), VmError> {
     let zeroes = [0; PAGE as usize];
+    let (mut session, mut session_time) = (None, Duration::ZERO);
     loop {
         let frame = Frame::read(reader)?;
         let ram = D::ram(&machine);
@@ -89,10 +91,19 @@ fn take<D: Destination>(
                     write(ram, offset + at, zeroes.get(..count).unwrap_or_default())?;
                 }
             }
+            Kind::Session => {
+                session = Some(frame.json()?);
+                session_time = frame.began.elapsed();
+            }
             Kind::State => {
-                let state: VmState = frame.json()?;
+                let mut state: VmState = frame.json()?;
+                if state.guest_debug.is_some() {
+                    return Err(failed("the peer sent a debug session in its State; it belongs into a Session"));
+                }
+                state.guest_debug = session;
                 state.check()?;
-                return destination.restore(machine, &state);
+                let (vm, time) = destination.restore(machine, &state)?;
+                return Ok((vm, session_time + time));
             }
             Kind::Refuse => return Err(failed(format!("the source says: {}", String::from_utf8_lossy(&frame.body)))),
             kind => return Err(failed(format!("the peer sent {kind:?} where memory is expected"))),

@@ -8,7 +8,7 @@
 //!   changed since, pass by pass      -------->     guest memory
 //!   stops the guest
 //!   MEMORY: the rest                 -------->
-//!   STATE: vCPUs, devices, session   -------->     restored and armed
+//!   SESSION, STATE: vCPUs, devices   -------->     restored and armed
 //!                                    <--------     READY, or REFUSE with the reason
 //!   COMMIT                           -------->     the guest is the destination's from here on
 //!                                    <--------     RUNNING, and then it runs
@@ -28,5 +28,5 @@ mod wire;
 
 pub use address::{Connection, MigrationAddress, MigrationListener};
 pub use destination::{Destination, receive};
-pub use source::{Report, Source, Switch, migrate};
+pub use source::{Report, Source, Standstill, Switch, migrate};
 pub use wire::Offer;

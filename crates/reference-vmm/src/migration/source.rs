@@ -2,14 +2,15 @@
 
 use super::address::Connection;
 use super::pages;
-use super::wire::{Frame, Kind, MAX_RUN, Offer, connection, failed, send, send_json, send_now};
+use super::wire::{Frame, Kind, MAX_RUN, Offer, connection, failed, json, send, send_json, send_now};
 use crate::error::VmError;
 use crate::layout::RAM_BASE;
-use crate::memory::{self, PAGE, Ram};
+use crate::memory::{self, PAGE};
 use crate::state::VmState;
+use guest_debug::state::GuestDebugState;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::time::{Duration, Instant};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// After so many passes the rest is sent with the guest stopped, however much it is.
 const MAX_PASSES: u32 = 10;
@@ -25,8 +26,15 @@ pub trait Source {
     /// Whatever keeps the VM from saying so.
     fn offer(&self) -> Result<Offer, VmError>;
 
-    /// Guest memory.
-    fn ram(&self) -> &Ram;
+    /// Size of guest memory in bytes.
+    fn memory_size(&self) -> u64;
+
+    /// Reads guest memory as the guest wrote it, while it runs as well.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Debug`] or [`VmError::Migration`] outside of guest memory.
+    fn read_memory(&self, at: GuestAddress, bytes: &mut [u8]) -> Result<(), VmError>;
 
     /// Begins or ends the log of pages that change.
     ///
@@ -51,9 +59,19 @@ pub trait Source {
     fn switch(&self, body: &mut Switch<'_>) -> Result<(), VmError>;
 }
 
-/// What is done with a stopped VM: gets its state, and how long it took to bring it to a halt with its memory the guest's
-/// own.
-pub type Switch<'a> = dyn FnMut(&VmState, Duration) -> Result<(), VmError> + 'a;
+/// What is done with a stopped VM.
+pub type Switch<'a> = dyn FnMut(Standstill) -> Result<(), VmError> + 'a;
+
+/// A VM that stands still.
+#[derive(Debug)]
+pub struct Standstill {
+    /// All of it but its memory.
+    pub state: VmState,
+    /// How long it took to bring it to a halt.
+    pub halt: Duration,
+    /// How long the debug session took to say what it is.
+    pub session: Duration,
+}
 
 /// How a migration went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,18 +86,23 @@ pub struct Report {
     pub downtime: Duration,
     /// The part of it that it took to bring vCPUs to a halt and to put original instructions back.
     pub halt: Duration,
+    /// The part of the downtime that a VM without a debug session would not have: the session saved, sent, read, checked
+    /// and armed.
+    pub session: Duration,
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} passes, {} pages, {} of them with the guest stopped for {:.3} ms, {:.3} ms to bring it to a halt",
+            "{} passes, {} pages, {} of them with the guest stopped for {:.3} ms: {:.3} ms to bring it to a halt, {:.3} ms for the \
+             debug session",
             self.passes,
             self.pages,
             self.last_pages,
             self.downtime.as_secs_f64() * 1e3,
             self.halt.as_secs_f64() * 1e3,
+            self.session.as_secs_f64() * 1e3,
         )
     }
 }
@@ -110,7 +133,7 @@ fn copy_and_switch(
     progress: &mut dyn FnMut(String),
 ) -> Result<Report, VmError> {
     let mut report = Report::default();
-    let mut left = pages::all(memory::size(vm.ram()));
+    let mut left = pages::all(vm.memory_size());
     // The destination's memory is zero to begin with.
     let mut skip_zeroes = true;
     let mut before = u64::MAX;
@@ -121,27 +144,38 @@ fn copy_and_switch(
             break;
         }
         progress(format!("pass {}: {count} pages, {} MiB", report.passes + 1, count * PAGE >> 20));
-        report.pages += send_pages(vm.ram(), &left, skip_zeroes, writer)?;
+        report.pages += send_pages(vm, &left, skip_zeroes, writer)?;
         (skip_zeroes, before) = (false, if report.passes == 0 { u64::MAX } else { count });
         report.passes += 1;
         left = vm.take_dirty_pages()?;
     }
     progress("stopping the guest".to_owned());
     let started = Instant::now();
-    vm.switch(&mut |state, halt| {
-        // Behind the last pass, and what was put back into memory while the guest came to a halt.
+    vm.switch(&mut |Standstill { mut state, halt, session }| {
+        // What the guest wrote behind the last pass.
         pages::add(&mut left, &vm.take_dirty_pages()?);
-        report.last_pages = send_pages(vm.ram(), &left, false, writer)?;
+        report.last_pages = send_pages(vm, &left, false, writer)?;
         report.pages += report.last_pages;
-        send_json(writer, Kind::State, state)?;
-        Frame::expect(reader, Kind::Ready)?;
+        let here = state.guest_debug.take().map_or(Ok(Duration::ZERO), |debug| send_session(&debug, writer))?;
+        send_json(writer, Kind::State, &state)?;
+        let there = Frame::expect(reader, Kind::Ready)?.duration()?;
         send_now(writer, Kind::Commit, &[])?;
         wait_however_long(reader);
         Frame::expect(reader, Kind::Running)?;
-        (report.downtime, report.halt) = (started.elapsed(), halt);
+        (report.downtime, report.halt, report.session) = (started.elapsed(), halt, session + here + there);
         Ok(())
     })?;
     Ok(report)
+}
+
+/// Sends the debug session; answers how long it took to write it down. That it goes through the connection is the
+/// destination's to count: here it may have to wait for memory that was sent before.
+fn send_session(session: &GuestDebugState, to: &mut impl Write) -> Result<Duration, VmError> {
+    let started = Instant::now();
+    let text = json(session)?;
+    let time = started.elapsed();
+    send_now(to, Kind::Session, &text)?;
+    Ok(time)
 }
 
 /// The destination may be running: only an answer, or the end of the connection, says which of the two has the VM.
@@ -152,14 +186,13 @@ fn wait_however_long(reader: &mut BufReader<&Connection>) {
 }
 
 /// Sends pages; answers how many were not zero.
-fn send_pages(ram: &Ram, bitmap: &[u64], skip_zeroes: bool, to: &mut impl Write) -> Result<u64, VmError> {
+fn send_pages(vm: &dyn Source, bitmap: &[u64], skip_zeroes: bool, to: &mut impl Write) -> Result<u64, VmError> {
     let mut buffer = vec![0; MAX_RUN as usize];
     let mut sent = 0;
     for run in pages::runs(bitmap, MAX_RUN) {
         let length = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
         let bytes = buffer.get_mut(..length).ok_or_else(|| failed("a run is too long"))?;
-        let at = GuestAddress(RAM_BASE + run.start);
-        ram.read_slice(bytes, at).map_err(|error| failed(format!("guest memory at {:#x}: {error}", at.0)))?;
+        vm.read_memory(GuestAddress(RAM_BASE + run.start), bytes)?;
         sent += send_run(run.start, bytes, skip_zeroes, to)?;
     }
     to.flush().map_err(connection)?;

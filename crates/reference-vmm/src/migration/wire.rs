@@ -9,6 +9,7 @@ use guest_debug::state::GuestDebugState;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
+use std::time::{Duration, Instant};
 
 /// What an offer begins with.
 const MAGIC: &str = "reference-vmm migration";
@@ -69,18 +70,20 @@ pub(super) enum Kind {
     Memory = 4,
     /// Offset in guest memory and length (8 bytes each) of zeroes.
     Zeroes = 5,
-    /// [`crate::state::VmState`], JSON.
+    /// [`crate::state::VmState`] without its debug session, JSON.
     State = 6,
-    /// Restored and armed.
+    /// Restored and armed: the nanoseconds that the debug session took for it (8 bytes).
     Ready = 7,
     /// The guest is the destination's.
     Commit = 8,
     /// The guest is about to run.
     Running = 9,
+    /// [`GuestDebugState`], JSON, where there is one.
+    Session = 10,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Offer,
         Self::Accept,
         Self::Refuse,
@@ -90,15 +93,17 @@ impl Kind {
         Self::Ready,
         Self::Commit,
         Self::Running,
+        Self::Session,
     ];
 
     fn longest(self) -> u64 {
         match self {
-            Self::Offer | Self::State => MAX_JSON,
+            Self::Offer | Self::Session | Self::State => MAX_JSON,
             Self::Refuse => MAX_REASON,
             Self::Memory => 8 + MAX_RUN,
             Self::Zeroes => 16,
-            Self::Accept | Self::Ready | Self::Commit | Self::Running => 0,
+            Self::Ready => 8,
+            Self::Accept | Self::Commit | Self::Running => 0,
         }
     }
 }
@@ -107,6 +112,8 @@ impl Kind {
 pub(super) struct Frame {
     pub(super) kind: Kind,
     pub(super) body: Vec<u8>,
+    /// When it began to come.
+    pub(super) began: Instant,
 }
 
 impl Frame {
@@ -114,6 +121,7 @@ impl Frame {
     pub(super) fn read(from: &mut impl Read) -> Result<Self, VmError> {
         let mut header = [0; 12];
         from.read_exact(&mut header).map_err(connection)?;
+        let began = Instant::now();
         let [k0, k1, k2, k3, length @ ..] = header;
         let (number, length) = (u32::from_le_bytes([k0, k1, k2, k3]), u64::from_le_bytes(length));
         let kind = Kind::ALL.into_iter().find(|kind| *kind as u32 == number);
@@ -128,7 +136,7 @@ impl Frame {
         if body.len() as u64 != length {
             return Err(failed("the connection was closed in the middle of a frame"));
         }
-        Ok(Self { kind, body })
+        Ok(Self { kind, body, began })
     }
 
     /// Reads the next frame, which must be of this kind.
@@ -143,6 +151,13 @@ impl Frame {
 
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, VmError> {
         serde_json::from_slice(&self.body).map_err(|error| failed(format!("the peer's {:?}: {error}", self.kind)))
+    }
+
+    /// A time in nanoseconds.
+    pub(super) fn duration(&self) -> Result<Duration, VmError> {
+        let bytes = <[u8; 8]>::try_from(self.body.as_slice());
+        let bytes = bytes.map_err(|_| failed(format!("the peer's {:?} has no time", self.kind)))?;
+        Ok(Duration::from_nanos(u64::from_le_bytes(bytes)))
     }
 
     /// Offset in guest memory, and the bytes there.
@@ -178,8 +193,17 @@ pub(super) fn send_now(to: &mut impl Write, kind: Kind, body: &[u8]) -> Result<(
 
 /// Writes a JSON frame and has it leave.
 pub(super) fn send_json(to: &mut impl Write, kind: Kind, value: &impl Serialize) -> Result<(), VmError> {
-    let text = serde_json::to_vec(value).map_err(|error| failed(error.to_string()))?;
-    send_now(to, kind, &text)
+    send_now(to, kind, &json(value)?)
+}
+
+pub(super) fn json(value: &impl Serialize) -> Result<Vec<u8>, VmError> {
+    serde_json::to_vec(value).map_err(|error| failed(error.to_string()))
+}
+
+/// Writes a frame with a time, and has it leave.
+pub(super) fn send_duration(to: &mut impl Write, kind: Kind, time: Duration) -> Result<(), VmError> {
+    let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    send_now(to, kind, &nanoseconds.to_le_bytes())
 }
 
 /// Tells the peer why not; whether it hears of it does not matter.
@@ -220,6 +244,9 @@ mod tests {
         assert_eq!(frame.memory().unwrap(), (7, &b"abc"[..]));
         let bytes = sent(Kind::Zeroes, &[&1_u64.to_le_bytes(), &2_u64.to_le_bytes()]);
         assert_eq!(Frame::read(&mut bytes.as_slice()).unwrap().zeroes().unwrap(), (1, 2));
+        let mut bytes = Vec::new();
+        send_duration(&mut bytes, Kind::Ready, Duration::from_micros(3)).unwrap();
+        assert_eq!(Frame::read(&mut bytes.as_slice()).unwrap().duration().unwrap(), Duration::from_micros(3));
     }
 
     #[test]
@@ -228,7 +255,9 @@ mod tests {
         let header = |kind: u32, length: u64| [&kind.to_le_bytes()[..], &length.to_le_bytes()].concat();
         assert!(read(b"").contains("closed"));
         assert!(read(&header(99, 0)).contains("unknown kind 99"));
-        assert!(read(&header(Kind::Ready as u32, 1)).contains("at most 0"));
+        assert!(read(&header(Kind::Commit as u32, 1)).contains("at most 0"));
+        let no_time = sent(Kind::Ready, &[b"abc"]);
+        assert!(Frame::read(&mut no_time.as_slice()).unwrap().duration().unwrap_err().to_string().contains("no time"));
         assert!(read(&header(Kind::Memory as u32, u64::MAX)).contains("at most 1048584"));
         assert!(read(&header(Kind::State as u32, MAX_JSON)).contains("in the middle"));
         let short = sent(Kind::Memory, &[b"abc"]);

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! so that adding a scenario means adding a file. Keys: `guest` is `bare` or `linux`; `cpus` and `timeout` (seconds) are
-//! numbers; `moves=yes` gives it a Linux guest of its own that it may save and move; `tool` is `gdb` (the default: the file runs inside gdb) or `python`; `last=yes` puts a scenario that leaves
-//! its guest changed behind the others of that guest.
+//! numbers; `moves=yes` gives it a Linux guest of its own that it may save and move; `tool` is `gdb` (the default: the file
+//! runs inside gdb) or `python`; `last=yes` puts a scenario that leaves its guest changed behind the others of that guest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -66,12 +66,20 @@ pub(super) fn load(directory: &Path) -> Result<Vec<Scenario>> {
     for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "py") {
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            scenarios.push(parse(&path, &text).with_context(|| format!("{}, first line", path.display()))?);
+            scenarios.push(load_file(&path)?);
         }
     }
     scenarios.sort_by(|a, b| (a.guest, a.moves, a.last, &a.name).cmp(&(b.guest, b.moves, b.last, &b.name)));
     Ok(scenarios)
+}
+
+/// The scenario in one file.
+///
+/// # Errors
+/// If it cannot be read or its declaration is bad.
+pub(super) fn load_file(path: &Path) -> Result<Scenario> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(path, &text).with_context(|| format!("{}, first line", path.display()))
 }
 
 /// Scenarios that drive one VMM through its own interface, in the directory with its name; none if there is no such

@@ -26,7 +26,7 @@ use crate::vmm::GuestOptions;
 use catalog::{GuestKind, Scenario};
 use cloud_hypervisor::CloudHypervisor;
 pub(crate) use fleet::Fleet;
-use script::Facts;
+use script::{Facts, Outcome};
 use vmm::{QemuTcg, ReferenceVmm, Vmm};
 pub(crate) use vmm::{ReferenceMover, RunningGuest};
 
@@ -127,6 +127,21 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
     Ok(results)
 }
 
+/// Runs a script that moves a Linux guest from VMM to VMM and measures something; answers what it prints.
+///
+/// # Errors
+/// If it fails.
+pub(crate) fn measure(context: &Context, host: &KvmHost, binary: &Path, script: &Path) -> Result<String> {
+    let vmm = ReferenceVmm::new(context, host, Some(binary))?;
+    let scenario = catalog::load_file(script)?;
+    let mut suite = Suite { context, host: Some(host), vmm: &vmm, guest: None };
+    let outcome = suite.moves(&scenario)?.context("this VMM's guests can't be moved")?;
+    if outcome.status != Status::Passed {
+        bail!("{}: {}", script.display(), outcome.reason.unwrap_or_default());
+    }
+    Ok(outcome.output)
+}
+
 struct Suite<'a> {
     context: &'a Context,
     host: Option<&'a KvmHost>,
@@ -199,11 +214,15 @@ impl Suite<'_> {
         Ok(target.join("reference-vmm").display().to_string())
     }
 
-    /// A scenario that moves its guest: what becomes of the guest is its own business.
     fn attempt_moves(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
-        let Some(mover) = self.vmm.mover() else {
-            return Ok((Status::Skipped, Some("this VMM's guests can't be moved by the suite".to_owned())));
-        };
+        let reason = "this VMM's guests can't be moved by the suite";
+        let outcome = self.moves(scenario)?;
+        Ok(outcome.map_or((Status::Skipped, Some(reason.to_owned())), |outcome| (outcome.status, outcome.reason)))
+    }
+
+    /// A scenario that moves its guest: what becomes of the guest is its own business. `None` if the VMM can't.
+    fn moves(&mut self, scenario: &Scenario) -> Result<Option<Outcome>> {
+        let Some(mover) = self.vmm.mover() else { return Ok(None) };
         // The host's memory is not for guests that nobody uses.
         self.guest = None;
         let (guest, facts) = self.new_linux(scenario, MOVING_MEMORY)?;
@@ -218,7 +237,7 @@ impl Suite<'_> {
             note(format!("{}: its output ends with\n{}", scenario.name, tail(&outcome.output)));
             note(format!("{}: the first VMM's messages end with\n{}", scenario.name, tail(&guest.output())));
         }
-        Ok((outcome.status, outcome.reason))
+        Ok(Some(outcome))
     }
 
     /// A new bare-metal guest that has executed nothing yet.
