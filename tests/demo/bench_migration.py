@@ -14,11 +14,13 @@ from fleet import *
 from rsp import *
 
 COUNTS = (0, 100, 10_000)
-MIGRATIONS = 8
-# Most of the text of Debian's kernel; its symbols do not have the end.
-TEXT_BYTES = 10 << 20
+MIGRATIONS = 6
+# CMD_DIRTY of tests/guest/agent.c, and how much a busy guest writes to.
+DIRTY, DIRTY_MIB = 10, 16
 # Seconds without a hit: enough for the guest's timers to have come round.
 QUIET = 3.0
+# Most of the text of Debian's kernel; its symbols do not have the end.
+TEXT_BYTES = 10 << 20
 PC = 32
 REPORT = re.compile(r"stopped for ([\d.]+) ms: ([\d.]+) ms to bring it to a halt, ([\d.]+) ms for the debug session")
 
@@ -56,44 +58,64 @@ def run_until_quiet(client: Client, planted: Planted, seconds: float) -> None:
         client.send_raw(packet(b"vCont;c"))
 
 
-def measured(vm: Vm) -> tuple[Vm, tuple[float, ...]]:
-    to = receive()
-    text = send(vm, to)
-    match = REPORT.search(text)
-    check(match is not None, f"the VMM says {text!r}")
-    return to, tuple(float(number) for number in match.groups())
+def begin_to_write(client: Client, agent: dict[str, int]) -> None:
+    client.run_to(agent["agent_poll"])
+    client.set_u64(agent["argument"], DIRTY_MIB)
+    client.set_u64(agent["command"], DIRTY)
 
 
-def body(_: dict[str, int]) -> None:
+def end_to_write(client: Client, agent: dict[str, int]) -> None:
+    client.run_to(agent["dirty_round"])
+    client.set_u64(agent["argument"], 0)
+    client.run_to(agent["agent_done"])
+
+
+class Moving:
+    """A VM, its client, and the breakpoints that are in it."""
+
+    def __init__(self, planted: Planted) -> None:
+        self.vm, self.planted = FIRST, planted
+        self.client = Client(address=FIRST.address)
+        self.client.stop_reply()
+
+    def migrate(self) -> tuple[float, ...]:
+        """Downtime, the time to bring the guest to a halt, and the session's part, in ms. The guest is stopped afterwards."""
+        run_until_quiet(self.client, self.planted, 0.5)
+        to = receive()
+        text = send(self.vm, to)
+        match = REPORT.search(text)
+        check(match is not None, f"the VMM says {text!r}")
+        self.client.close()
+        self.vm, self.client = to, Client(address=to.address)
+        self.client.stop_reply()
+        return tuple(float(number) for number in match.groups())
+
+    def report(self, what: str) -> None:
+        times = [self.migrate() for _ in range(MIGRATIONS)]
+        shares = sorted(100 * session / downtime for downtime, _, session in times)
+        print(f"{what}: downtime, median of {MIGRATIONS}\t{median(time[0] for time in times):.3f}\tms\t-")
+        print(f"{what}: the session's part, median\t{median(time[2] for time in times):.3f}\tms\t-")
+        print(f"{what}: the session's share, median\t{median(shares):.3f}\t%\t-")
+
+
+def body(agent: dict[str, int]) -> None:
     kernel = symbols(os.environ["KERNEL_ELF"])
     text = range(kernel["_stext"], kernel["_stext"] + TEXT_BYTES)
-    functions = sorted({address for address in kernel.values() if address in text})
+    functions = sorted({address for address in kernel.values() if address in text and address % 4 == 0})
     random.seed(1)
     random.shuffle(functions)
-    planted = Planted([address for address in functions if address % 4 == 0])
-    vm, client = FIRST, Client(address=FIRST.address)
+    moving = Moving(Planted(functions))
     for count in COUNTS:
-        client.stop_reply()
-        while len(planted.inside) < count:
-            planted.add(client)
-        run_until_quiet(client, planted, QUIET)
-        times = []
-        for _ in range(MIGRATIONS):
-            vm, figures = measured(vm)
-            times.append(figures)
-            client.close()
-            client = Client(address=vm.address)
-            client.stop_reply()
-            run_until_quiet(client, planted, 0.5)
-        client.close()
-        client = connect_again(address=vm.address)
-        name = f"migration, {count} software breakpoints"
-        shares = sorted(100 * session / downtime for downtime, _, session in times)
-        print(f"{name}: downtime, median of {MIGRATIONS}\t{median(time[0] for time in times):.3f}\tms\t-")
-        print(f"{name}: the session's part, median\t{median(time[2] for time in times):.3f}\tms\t-")
-        print(f"{name}: the session's share, median\t{median(shares):.3f}\t%\t-")
-        print(f"{name}: the session's share, largest\t{shares[-1]:.3f}\t%\t-")
-    client.detach()
+        while len(moving.planted.inside) < count:
+            moving.planted.add(moving.client)
+        run_until_quiet(moving.client, moving.planted, QUIET)
+        moving.client.send_raw(b"\x03")
+        moving.client.reply()
+        moving.report(f"migration, idle guest, {count} software breakpoints")
+        begin_to_write(moving.client, agent)
+        moving.report(f"migration, busy guest, {count} software breakpoints")
+        end_to_write(moving.client, agent)
+    moving.client.detach()
 
 
 run(body)

@@ -24,6 +24,7 @@ enum command {
     CMD_CALM,     /* and its end */
     CMD_REBOOT,
     CMD_SPIN,     /* a line that takes `argument` rounds, for a step that takes its time */
+    CMD_DIRTY,    /* writes to `argument` MiB all the time, until that is 0 */
 };
 
 /* Set by the debugger. */
@@ -124,6 +125,22 @@ __attribute__((noinline, optimize("O0"))) void spin(uint64_t rounds)
     lines_result = rounds;
 }
 
+__attribute__((noinline)) void dirty_round(volatile uint8_t *memory, uint64_t length)
+{
+    for (uint64_t i = 0; i < length; i += 4096)
+        memory[i]++;
+}
+
+static void dirty(void)
+{
+    uint64_t length = argument << 20;
+    uint8_t *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    while (argument)
+        dirty_round(memory, length);
+    munmap(memory, length);
+}
+
 /* The debugger stops here to give a command. */
 __attribute__((noinline)) void agent_poll(void)
 {
@@ -149,6 +166,7 @@ static void run_command(uint64_t number)
         break;
     case CMD_LINES: lines(argument); break;
     case CMD_SPIN: spin(argument); break;
+    case CMD_DIRTY: dirty(); break;
     case CMD_HAMMER:
         syscall_rounds = UINT64_MAX;
         pthread_barrier_wait(&barrier);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gdbcase import MODE_EL0T, PSTATE_MODE, Failure, Stop, equal, mem, reg, run_to, set_u64, sym, u64, where
 
 # enum command of agent.c, in its order.
-COMMANDS = "none ops traps syscalls calls lines hammer calm reboot spin".split()
+COMMANDS = "none ops traps syscalls calls lines hammer calm reboot spin dirty".split()
 
 PAGE = 4096
 # A kernel function that only the agent's commands reach, and one that nothing reaches.

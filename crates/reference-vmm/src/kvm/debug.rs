@@ -71,7 +71,7 @@ pub(super) fn check_fit(
 
 /// What this host can do for a debugger.
 fn caps(machine: &Machine, limits: &DebugLimits) -> DebugCaps {
-    let caps = guest_debug::kvm::probe(machine.fd());
+    let caps = machine.debug_caps();
     DebugCaps {
         hw_bps: limits.breakpoints.map_or(caps.hw_bps, |limit| limit.min(caps.hw_bps)),
         hw_wps: limits.watchpoints.map_or(caps.hw_wps, |limit| limit.min(caps.hw_wps)),

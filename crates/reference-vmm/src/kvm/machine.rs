@@ -10,6 +10,7 @@ use crate::memory::{self, Ram};
 use crate::mmio::MmioBus;
 use crate::serial::{Output, SerialConsole};
 use crate::state::{GicState, MachineState, VmState};
+use guest_debug::DebugCaps;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::sync::{Arc, MutexGuard};
 
@@ -18,6 +19,7 @@ use std::sync::{Arc, MutexGuard};
 pub struct Machine {
     vcpus: Vec<Arc<Vcpu>>,
     description: MachineState,
+    debug_caps: DebugCaps,
     gic: Gic,
     serial: Arc<SerialConsole>,
     bus: MmioBus,
@@ -54,7 +56,8 @@ impl Machine {
             vcpu_features: features.words().to_vec(),
             sve_vls: vcpus.first().map_or(Ok(None), |vcpu| vcpu.sve_vls())?,
         };
-        Ok(Self { vcpus, description, gic, serial, bus, fd, ram })
+        let debug_caps = guest_debug::kvm::probe(&fd);
+        Ok(Self { vcpus, description, debug_caps, gic, serial, bus, fd, ram })
     }
 
     /// A machine like that of a saved VM.
@@ -70,6 +73,11 @@ impl Machine {
     /// What it is made of.
     pub fn description(&self) -> &MachineState {
         &self.description
+    }
+
+    /// What the host can do for a debugger.
+    pub fn debug_caps(&self) -> DebugCaps {
+        self.debug_caps
     }
 
     /// Whether a saved VM fits into it.
