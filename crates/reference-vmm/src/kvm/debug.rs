@@ -5,7 +5,7 @@ use super::vcpu::Vcpu;
 use crate::config::{DebugLimits, DebugMode};
 use crate::error::VmError;
 use guest_debug::arm64::Reg;
-use guest_debug::state::{self, GuestDebugState};
+use guest_debug::state::GuestDebugState;
 use guest_debug::{
     DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, Restore, SessionError, VcpuDebugger, VcpuError,
     VcpuId, VmHost, Wait,
@@ -48,25 +48,6 @@ pub(super) fn restored_session(
     let session = DebugSession::from_state(state, machine.cpus(), caps(machine, limits), ram, restore)?;
     session.set_host(Box::new(Host(machine.vcpus().to_vec())))?;
     Ok(Some(session))
-}
-
-/// Whether a session that is to come will find what it needs.
-///
-/// # Errors
-///
-/// [`VmError::Debug`] with what this host lacks.
-pub(super) fn check_fit(
-    machine: &Machine,
-    state: &GuestDebugState,
-    debug: DebugMode,
-    limits: &DebugLimits,
-) -> Result<(), VmError> {
-    let fit = match debug {
-        // Nothing of it will be armed.
-        DebugMode::Off => state::check(state),
-        DebugMode::Run | DebugMode::Hold => state::fits(state, &caps(machine, limits)).map(drop),
-    };
-    fit.map_err(|error| VmError::Debug(error.to_string()))
 }
 
 /// What this host can do for a debugger.

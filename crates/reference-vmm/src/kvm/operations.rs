@@ -12,6 +12,8 @@ use crate::operations::Operations;
 use crate::serial::Output;
 use crate::snapshot;
 use crate::state::VmState;
+use guest_debug::DebugSession;
+use guest_debug::state::GuestDebugState;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -112,27 +114,35 @@ pub struct Receiver {
     pub limits: DebugLimits,
 }
 
+/// A machine that waits for a VM, and the debug session that comes with it.
+pub struct Prepared {
+    machine: Machine,
+    session: Option<Arc<DebugSession>>,
+}
+
 impl Destination for Receiver {
-    type Machine = Machine;
+    type Machine = Prepared;
     type Vm = Vm;
 
-    fn prepare(&self, offer: &Offer) -> Result<Machine, VmError> {
+    fn prepare(&self, offer: &Offer) -> Result<Prepared, VmError> {
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
         let output = output.ok_or(VmError::Busy("a VM was received already"))?;
         let machine = Machine::like(&offer.machine, output)?;
-        if let Some(state) = &offer.guest_debug {
-            debug::check_fit(&machine, state, self.debug, &self.limits)?;
-        }
-        Ok(machine)
+        // Here, while the guest still runs at the source, and as a rule it does not change until it stops.
+        let session = debug::restored_session(&machine, offer.guest_debug.as_ref(), self.debug, &self.limits)?;
+        Ok(Prepared { machine, session })
     }
 
-    fn ram(machine: &Machine) -> &Arc<Ram> {
-        machine.ram()
+    fn ram(prepared: &Prepared) -> &Arc<Ram> {
+        prepared.machine.ram()
     }
 
-    fn restore(&self, machine: Machine, state: &VmState) -> Result<(Vm, Duration), VmError> {
-        let vm = Vm::restored(machine, state, self.debug, &self.limits)?;
-        let session_time = vm.session_time();
-        Ok((vm, session_time))
+    fn set_session(&self, prepared: &mut Prepared, session: GuestDebugState) -> Result<(), VmError> {
+        prepared.session = debug::restored_session(&prepared.machine, Some(&session), self.debug, &self.limits)?;
+        Ok(())
+    }
+
+    fn restore(&self, Prepared { machine, session }: Prepared, state: &VmState) -> Result<(Vm, Duration), VmError> {
+        Vm::restored_with(machine, session, state, self.debug)
     }
 }

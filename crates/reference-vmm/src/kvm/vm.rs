@@ -39,8 +39,6 @@ pub struct Vm {
     session: Option<Arc<DebugSession>>,
     /// Another process has it.
     moved: AtomicBool,
-    /// How long it took to restore and to arm the session.
-    session_time: Duration,
     machine: Machine,
 }
 
@@ -76,6 +74,22 @@ impl Vm {
         debug: DebugMode,
         limits: &DebugLimits,
     ) -> Result<Self, VmError> {
+        let session = debug::restored_session(&machine, state.guest_debug.as_ref(), debug, limits)?;
+        Self::restored_with(machine, session, state, debug).map(|(vm, _)| vm)
+    }
+
+    /// The same with a debug session that was restored already, whatever the state has. Answers how long it took to arm it,
+    /// too.
+    ///
+    /// # Errors
+    ///
+    /// What the state or this host has wrong.
+    pub fn restored_with(
+        machine: Machine,
+        session: Option<Arc<DebugSession>>,
+        state: &VmState,
+        debug: DebugMode,
+    ) -> Result<(Self, Duration), VmError> {
         state.check()?;
         machine.check(&state.machine)?;
         let config = VmConfig { debug, ..state.config() };
@@ -83,10 +97,7 @@ impl Vm {
         if let Err(error) = &payload {
             log::warn!("the guest can't be booted again: {error}");
         }
-        let started = Instant::now();
-        let session = debug::restored_session(&machine, state.guest_debug.as_ref(), debug, limits)?;
-        let made = started.elapsed();
-        let mut vm = Self::with(machine, &config, payload, session)?;
+        let vm = Self::with(machine, &config, payload, session)?;
         vm.machine.set_state(state)?;
         let started = Instant::now();
         if let Some(session) = vm.session.as_ref().filter(|_| debug == DebugMode::Run) {
@@ -94,8 +105,7 @@ impl Vm {
                 log::info!("a software breakpoint stands in for the hardware breakpoint at {:#x}", address.0);
             }
         }
-        vm.session_time = made + started.elapsed();
-        Ok(vm)
+        Ok((vm, started.elapsed()))
     }
 
     fn with(
@@ -115,7 +125,6 @@ impl Vm {
             gic_reset: machine.gic_state()?,
             session,
             moved: AtomicBool::new(false),
-            session_time: Duration::ZERO,
             machine,
         })
     }
@@ -148,11 +157,6 @@ impl Vm {
     /// Whether another process has the VM now.
     pub fn has_moved(&self) -> bool {
         self.moved.load(Ordering::Acquire)
-    }
-
-    /// How long it took to restore and to arm the session of a VM that was restored.
-    pub fn session_time(&self) -> Duration {
-        self.session_time
     }
 
     /// What the machine is made of.

@@ -6,6 +6,7 @@ use crate::error::VmError;
 use crate::layout::RAM_BASE;
 use crate::memory::{self, PAGE, Ram};
 use crate::state::VmState;
+use guest_debug::state::GuestDebugState;
 use std::io::{BufReader, BufWriter};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ pub trait Destination {
     /// A VM that is ready to run.
     type Vm;
 
-    /// Makes a machine that can take what is offered.
+    /// Makes a machine that can take what is offered, with the debug session as it is now.
     ///
     /// # Errors
     ///
@@ -28,7 +29,14 @@ pub trait Destination {
     /// Its memory.
     fn ram(machine: &Self::Machine) -> &Arc<Ram>;
 
-    /// Restores everything else, memory being complete. Answers how long the debug session took of it, too.
+    /// The debug session has changed since it was offered.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, or what this host lacks.
+    fn set_session(&self, machine: &mut Self::Machine, session: GuestDebugState) -> Result<(), VmError>;
+
+    /// Restores everything else, memory being complete, and arms the session. Answers how long that took, too.
     ///
     /// # Errors
     ///
@@ -68,11 +76,11 @@ fn prepare<D: Destination>(destination: &D, reader: &mut BufReader<&Connection>)
 
 fn take<D: Destination>(
     destination: &D,
-    machine: D::Machine,
+    mut machine: D::Machine,
     reader: &mut BufReader<&Connection>,
 ) -> Result<(D::Vm, Duration), VmError> {
     let zeroes = [0; PAGE as usize];
-    let (mut session, mut session_time) = (None, Duration::ZERO);
+    let mut session_time = Duration::ZERO;
     loop {
         let frame = Frame::read(reader)?;
         let ram = D::ram(&machine);
@@ -92,15 +100,14 @@ fn take<D: Destination>(
                 }
             }
             Kind::Session => {
-                session = Some(frame.json()?);
+                destination.set_session(&mut machine, frame.json()?)?;
                 session_time = frame.began.elapsed();
             }
             Kind::State => {
-                let mut state: VmState = frame.json()?;
+                let state: VmState = frame.json()?;
                 if state.guest_debug.is_some() {
                     return Err(failed("the peer sent a debug session in its State; it belongs into a Session"));
                 }
-                state.guest_debug = session;
                 state.check()?;
                 let (vm, time) = destination.restore(machine, &state)?;
                 return Ok((vm, session_time + time));

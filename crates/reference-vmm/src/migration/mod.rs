@@ -8,7 +8,8 @@
 //!   changed since, pass by pass      -------->     guest memory
 //!   stops the guest
 //!   MEMORY: the rest                 -------->
-//!   SESSION, STATE: vCPUs, devices   -------->     restored and armed
+//!   SESSION, if it has changed;
+//!   STATE: vCPUs, devices            -------->     restored and armed
 //!                                    <--------     READY, or REFUSE with the reason
 //!   COMMIT                           -------->     the guest is the destination's from here on
 //!                                    <--------     RUNNING, and then it runs

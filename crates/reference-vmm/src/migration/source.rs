@@ -86,8 +86,8 @@ pub struct Report {
     pub downtime: Duration,
     /// The part of it that it took to bring vCPUs to a halt and to put original instructions back.
     pub halt: Duration,
-    /// The part of the downtime that a VM without a debug session would not have: the session saved, sent, read, checked
-    /// and armed.
+    /// The part of the downtime that a VM without a debug session would not have: the session saved, compared with what was
+    /// offered, sent and restored if it has changed, and armed.
     pub session: Duration,
 }
 
@@ -115,10 +115,11 @@ impl std::fmt::Display for Report {
 pub fn migrate(vm: &dyn Source, peer: &Connection, progress: &mut dyn FnMut(String)) -> Result<Report, VmError> {
     let mut reader = BufReader::new(peer);
     let mut writer = BufWriter::with_capacity(MAX_RUN as usize, peer);
-    send_json(&mut writer, Kind::Offer, &vm.offer()?)?;
+    let offer = vm.offer()?;
+    send_json(&mut writer, Kind::Offer, &offer)?;
     Frame::expect(&mut reader, Kind::Accept)?;
     vm.log_dirty_pages(true)?;
-    let result = copy_and_switch(vm, &mut reader, &mut writer, progress);
+    let result = copy_and_switch(vm, &offer, &mut reader, &mut writer, progress);
     // A VM that is gone needs no log either.
     if let Err(error) = vm.log_dirty_pages(false) {
         log::warn!("KVM goes on to log what the guest writes: {error}");
@@ -128,6 +129,7 @@ pub fn migrate(vm: &dyn Source, peer: &Connection, progress: &mut dyn FnMut(Stri
 
 fn copy_and_switch(
     vm: &dyn Source,
+    offer: &Offer,
     reader: &mut BufReader<&Connection>,
     writer: &mut BufWriter<&Connection>,
     progress: &mut dyn FnMut(String),
@@ -156,7 +158,7 @@ fn copy_and_switch(
         pages::add(&mut left, &vm.take_dirty_pages()?);
         report.last_pages = send_pages(vm, &left, false, writer)?;
         report.pages += report.last_pages;
-        let here = state.guest_debug.take().map_or(Ok(Duration::ZERO), |debug| send_session(&debug, writer))?;
+        let here = send_session(state.guest_debug.take(), offer, writer)?;
         send_json(writer, Kind::State, &state)?;
         let there = Frame::expect(reader, Kind::Ready)?.duration()?;
         send_now(writer, Kind::Commit, &[])?;
@@ -168,13 +170,14 @@ fn copy_and_switch(
     Ok(report)
 }
 
-/// Sends the debug session; answers how long it took to write it down. That it goes through the connection is the
-/// destination's to count: here it may have to wait for memory that was sent before.
-fn send_session(session: &GuestDebugState, to: &mut impl Write) -> Result<Duration, VmError> {
+/// Sends the debug session if it is not what was offered; answers how long it took to find out and to write it down. That it
+/// goes through the connection is the destination's to count: here it may have to wait for memory that was sent before.
+fn send_session(session: Option<GuestDebugState>, offer: &Offer, to: &mut impl Write) -> Result<Duration, VmError> {
     let started = Instant::now();
-    let text = json(session)?;
+    let changed = session.filter(|session| offer.guest_debug.as_ref() != Some(session));
+    let text = changed.as_ref().map(json).transpose()?;
     let time = started.elapsed();
-    send_now(to, Kind::Session, &text)?;
+    text.map_or(Ok(()), |text| send_now(to, Kind::Session, &text))?;
     Ok(time)
 }
 

@@ -78,7 +78,7 @@ pub(super) enum Kind {
     Commit = 8,
     /// The guest is about to run.
     Running = 9,
-    /// [`GuestDebugState`], JSON, where there is one.
+    /// [`GuestDebugState`], JSON, where it is not what was offered.
     Session = 10,
 }
 
