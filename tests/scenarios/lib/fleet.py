@@ -58,6 +58,7 @@ def restore(name: str, **landing: Any) -> Vm:
 
 
 def receive(**landing: Any) -> Vm:
+    """Members of landing: those of restore, and tcp."""
     return Vm(ask("receive", **{"gdb": True, **landing}))
 
 

@@ -223,3 +223,85 @@ fn send_run(offset: u64, bytes: &[u8], skip_zeroes: bool, to: &mut impl Write) -
     }
     Ok(sent)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::send_duration;
+    use super::*;
+    use crate::state::tests::sample;
+    use guest_debug_gdb::Stream;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    /// A VM with a page of zeroes.
+    #[derive(Default)]
+    struct Vm {
+        stopped: AtomicBool,
+    }
+
+    impl Source for Vm {
+        fn offer(&self) -> Result<Offer, VmError> {
+            Ok(Offer::new(sample().machine, None))
+        }
+
+        fn memory_size(&self) -> u64 {
+            PAGE
+        }
+
+        fn read_memory(&self, _: GuestAddress, bytes: &mut [u8]) -> Result<(), VmError> {
+            bytes.fill(0);
+            Ok(())
+        }
+
+        fn log_dirty_pages(&self, _: bool) -> Result<(), VmError> {
+            Ok(())
+        }
+
+        fn take_dirty_pages(&self) -> Result<Vec<u64>, VmError> {
+            Ok(vec![0])
+        }
+
+        fn switch(&self, body: &mut Switch<'_>) -> Result<(), VmError> {
+            self.stopped.store(true, Ordering::SeqCst);
+            body(Standstill { state: sample(), halt: Duration::ZERO, session: Duration::ZERO })
+                .inspect_err(|_| self.stopped.store(false, Ordering::SeqCst))
+        }
+    }
+
+    /// Moves a VM to a destination that falls silent when the VM has become its own, and then does as `end` says.
+    fn silence_behind_commit(end: impl FnOnce(&mut UnixStream)) -> (bool, Result<Report, VmError>) {
+        const PATIENCE: Duration = Duration::from_millis(20);
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let source = Connection::new(Stream::Unix(here.try_clone().unwrap())).unwrap();
+        here.set_read_timeout(Some(PATIENCE)).unwrap();
+        let vm = Vm::default();
+        let result = thread::scope(|scope| {
+            let moving = scope.spawn(|| migrate(&vm, &source, &mut drop));
+            Frame::expect(&mut there, Kind::Offer).unwrap();
+            send_now(&mut there, Kind::Accept, &[]).unwrap();
+            while Frame::read(&mut there).unwrap().kind != Kind::State {}
+            send_duration(&mut there, Kind::Ready, Duration::ZERO).unwrap();
+            Frame::expect(&mut there, Kind::Commit).unwrap();
+            thread::sleep(5 * PATIENCE);
+            assert!(!moving.is_finished(), "it can't know which of the two has the VM");
+            assert!(vm.stopped.load(Ordering::SeqCst));
+            end(&mut there);
+            moving.join().unwrap()
+        });
+        (vm.stopped.load(Ordering::SeqCst), result)
+    }
+
+    #[test]
+    fn a_source_that_gets_no_word_behind_commit_stays_stopped() {
+        let (stopped, result) = silence_behind_commit(|there| send_now(there, Kind::Running, &[]).unwrap());
+        assert!(stopped && result.is_ok(), "{result:?}");
+    }
+
+    #[test]
+    fn a_source_whose_destination_is_gone_behind_commit_goes_on() {
+        let (stopped, result) = silence_behind_commit(|there| there.shutdown(std::net::Shutdown::Both).unwrap());
+        let error = result.unwrap_err().to_string();
+        assert!(!stopped && error.contains("closed the connection"), "{error}");
+    }
+}

@@ -47,6 +47,8 @@ pub(crate) struct Landing {
     pub breakpoints: Option<u32>,
     /// By a VMM that knows nothing of debug sessions.
     pub plain: bool,
+    /// Over TCP instead of a unix socket.
+    pub tcp: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -221,7 +221,12 @@ impl Mover for ReferenceMover<'_> {
     fn receive(&self, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
         static ADDRESSES: AtomicU32 = AtomicU32::new(0);
         let number = ADDRESSES.fetch_add(1, Ordering::Relaxed);
-        let address = format!("unix:{}", self.host.path(&format!("move-{}-{number}", std::process::id())));
+        let address = if landing.tcp {
+            // It says which port it has got.
+            "tcp:0".to_owned()
+        } else {
+            format!("unix:{}", self.host.path(&format!("move-{}-{number}", std::process::id())))
+        };
         let guest = self.land(vec!["receive".to_owned(), address], landing)?;
         guest.vmm.wait_for(WAITING, 0, WAITING_TIMEOUT)?;
         Ok(Arc::new(guest))
