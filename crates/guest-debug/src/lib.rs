@@ -10,6 +10,7 @@
 //! * [`DebugSession`] belongs to the VM. It holds all logical state and is driven by a client, such as the gdb
 //!   server of the `guest-debug-gdb` crate.
 //! * [`VcpuDebugger`] belongs to a vCPU's thread, and decides there whatever does not stop the VM.
+//! * [`agent`] evaluates conditions and messages of breakpoints: gdb's agent expressions.
 //! * [`arm64`] holds the pure parts: register codecs, syndromes, instruction decoding, translation tables.
 //!
 //! # Example
@@ -130,6 +131,7 @@
 //! The crate's memory is vm-memory's, re-exported as [`vm_memory`]. A VMM that is on version 0.17 turns the default feature
 //! `address-space` off, and implements [`GuestRam`] for a type of its own.
 
+pub mod agent;
 pub mod arm64;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;

@@ -48,6 +48,11 @@ fn session() {
     feed("session", hostile::session);
 }
 
+#[test]
+fn expression() {
+    feed("expression", hostile::expression);
+}
+
 fn mutated(seed: &[u8], others: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut bytes = seed.to_vec();
     for _ in 0..1 + random.below(4) {

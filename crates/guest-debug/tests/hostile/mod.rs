@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is the finding")]
 
 use crate::fake::{CAPS, RAM, Vm};
+use guest_debug::agent::{EvalError, Expression, MAX_READS, MAX_TEXT, Machine, renumber};
 use guest_debug::state::{GuestDebugState, VcpuMode, check, envelope, fits, versioned};
 use guest_debug::{DebugCaps, Entry, Restore, SessionError, StopReason, VcpuId, Wait};
 use vm_memory::{Bytes, GuestAddress};
@@ -54,6 +55,40 @@ pub fn session(bytes: &[u8]) {
             client(&state, caps, restore);
         }
         vcpus(&state, caps);
+    }
+}
+
+/// A condition or a command: the first byte seeds what the machine answers, the others are the bytecode.
+pub fn expression(bytes: &[u8]) {
+    let Some((seed, bytes)) = bytes.split_first() else { return };
+    let kinds = [Expression::condition(bytes.to_vec()), Expression::command(bytes.to_vec())];
+    for expression in kinds.into_iter().flatten() {
+        assert_eq!(renumber(bytes, Some).unwrap(), bytes, "what is verified can be renumbered");
+        let mut machine = Anything { seed: *seed, reads: 0 };
+        match expression.evaluate(&mut machine) {
+            Ok(outcome) => assert!(outcome.text.len() <= 3 * MAX_TEXT + 3),
+            Err(EvalError::Unverified { at }) => panic!("byte {at} was not seen by the verification"),
+            Err(_) => {}
+        }
+        assert!(machine.reads <= MAX_READS);
+    }
+}
+
+/// Answers whatever it is asked, with something that depends on the question.
+struct Anything {
+    seed: u8,
+    reads: usize,
+}
+
+impl Machine for Anything {
+    fn register(&mut self, number: u16) -> Result<u64, EvalError> {
+        Ok(u64::from(number) * u64::from(self.seed))
+    }
+
+    fn read(&mut self, address: u64, data: &mut [u8]) -> Result<(), EvalError> {
+        self.reads += 1;
+        data.fill(self.seed ^ address as u8);
+        Ok(())
     }
 }
 
