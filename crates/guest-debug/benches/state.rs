@@ -80,6 +80,7 @@ fn sample(vcpus: u32, breakpoints: u64) -> GuestDebugState {
         reported: Some(StopState { vcpu: 0, pc: TEXT, reason: StopReasonState::HardwareBreakpoint(TEXT) }),
         pending: Vec::new(),
         put_aside: Vec::new(),
+        rules: Vec::new(),
     }
 }
 

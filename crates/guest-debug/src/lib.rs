@@ -143,7 +143,10 @@ pub mod uapi;
 mod vcpu;
 
 pub use ram::{GuestRam, RamError};
-pub use session::{BreakpointInfo, DebugSession, Entry, Removed, Restore, SessionError, VcpuDebugger, VmHost, Wait};
+pub use session::{
+    BreakpointInfo, DebugSession, Entry, HitCounts, HitRule, Messages, Removed, Restore, RuleInfo, SessionError,
+    VcpuDebugger, VmHost, Wait,
+};
 pub use stop::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, Unsupported, VcpuId, VcpuState, WatchKind};
 pub use vcpu::{DebugCaps, DebugConfig, DebugExit, DebugVcpu, VcpuError};
 pub use vm_memory;

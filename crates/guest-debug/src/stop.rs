@@ -64,6 +64,23 @@ pub enum Breakpoint {
     },
 }
 
+impl fmt::Display for Breakpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hardware(address) => write!(f, "hardware breakpoint at {address}"),
+            Self::Software(address) => write!(f, "software breakpoint at {address}"),
+            Self::Watch { kind, address, length } => {
+                let kind = match kind {
+                    WatchKind::Write => "write",
+                    WatchKind::Read => "read",
+                    WatchKind::Access => "access",
+                };
+                write!(f, "{kind} watchpoint at {address}, {length} bytes")
+            }
+        }
+    }
+}
+
 /// What a vCPU does when the VM is resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResumeAction {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 fn sample() -> GuestDebugState {
     GuestDebugState {
-        version: 1,
+        version: STATE_VERSION,
         architecture: Architecture::Aarch64,
         attached: true,
         held: false,
@@ -21,6 +21,15 @@ fn sample() -> GuestDebugState {
         reported: None,
         pending: Vec::new(),
         put_aside: Vec::new(),
+        rules: vec![RuleState {
+            breakpoint: BreakpointState::Hardware(0x1000),
+            // X0 is 5.
+            conditions: vec![vec![0x26, 0, 0, 0x22, 5, 0x13, 0x27]],
+            commands: Vec::new(),
+            ignore: 3,
+            reached: 2,
+            hits: 1,
+        }],
     }
 }
 
@@ -52,10 +61,17 @@ fn what_was_sealed_is_opened_and_nothing_behind_it_is_read() {
     assert_eq!(reader, b"next");
 }
 
-/// What version 1 wrote is read for ever, and is still what is written.
+/// What version 1 wrote is read for ever.
 #[test]
 fn golden_version_1() {
     let golden: &[u8] = include_bytes!("data/state-v1.envelope");
+    assert_eq!(open(golden).unwrap(), GuestDebugState { version: 1, rules: Vec::new(), ..sample() });
+}
+
+/// What version 2 wrote is read for ever, and is still what is written.
+#[test]
+fn golden_version_2() {
+    let golden: &[u8] = include_bytes!("data/state-v2.envelope");
     assert_eq!(open(golden).unwrap(), sample());
     assert_eq!(sealed(), golden);
 }
@@ -97,10 +113,10 @@ fn an_older_reader_refuses_a_newer_state_before_decoding_it() {
         let error = open(&bytes[..]).unwrap_err();
         assert!(matches!(error, EnvelopeError::StateVersion { found: it } if it == found), "{error}");
     }
-    let lying = seal(&GuestDebugState { version: 2, ..sample() }).unwrap();
+    let lying = seal(&GuestDebugState { version: STATE_VERSION + 1, ..sample() }).unwrap();
     let error = open(&resum(lying, 12, &1_u32.to_le_bytes())[..]).unwrap_err();
     assert!(matches!(error, EnvelopeError::Payload(_)), "{error}");
-    assert!(error.to_string().contains("the state has version 2, this build reads 1 to 1"), "{error}");
+    assert!(error.to_string().contains("the state has version 3, this build reads 1 to 2"), "{error}");
 }
 
 #[test]

@@ -84,6 +84,7 @@ fn sample(vcpus: u32, breakpoints: u64) -> GuestDebugState {
         reported: Some(stop(0)),
         pending: (1..vcpus).map(stop).collect(),
         put_aside: Vec::new(),
+        rules: Vec::new(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A state's fields: each way in which one can be bad, and the formats that they are written in.
 
+use guest_debug::agent::ExpressionError;
 use guest_debug::arm64::dbgreg::DbgRegError;
 use guest_debug::arm64::watch::WatchError;
 use guest_debug::state::*;
@@ -18,7 +19,7 @@ fn stopped() -> VcpuDebugState {
 /// A state with something in every field.
 fn sample() -> GuestDebugState {
     GuestDebugState {
-        version: 1,
+        version: 2,
         architecture: Architecture::Aarch64,
         attached: true,
         held: false,
@@ -48,7 +49,33 @@ fn sample() -> GuestDebugState {
             pc: 0x8000,
             reason: StopReasonState::Unsupported(UnsupportedState::AArch32),
         }],
+        rules: vec![
+            RuleState { conditions: vec![X0_IS_5.to_vec()], ..rule(BreakpointState::Hardware(TEXT)) },
+            RuleState {
+                conditions: vec![X0_IS_5.to_vec(), vec![0x22, 1, 0x27]],
+                commands: vec![PRINTS_HI.to_vec()],
+                ..rule(BreakpointState::Software(TEXT + 0x10))
+            },
+            RuleState {
+                ignore: u64::MAX,
+                ..rule(BreakpointState::Watch(WatchState { address: 0x1000, length: 8, kind: WatchKind::Write }))
+            },
+        ],
     }
+}
+
+/// `reg 0; const8 5; equal; end`
+const X0_IS_5: [u8; 7] = [0x26, 0, 0, 0x22, 5, 0x13, 0x27];
+/// `const8 0; const8 0; printf 0, "hi"; end`
+const PRINTS_HI: [u8; 12] = [0x22, 0, 0x22, 0, 0x34, 0, 0, 3, b'h', b'i', 0, 0x27];
+
+fn rule(breakpoint: BreakpointState) -> RuleState {
+    RuleState { breakpoint, conditions: Vec::new(), commands: Vec::new(), ignore: 3, reached: 7, hits: 2 }
+}
+
+/// What a version 1 could say of it.
+fn version_1(state: GuestDebugState) -> GuestDebugState {
+    GuestDebugState { version: 1, rules: Vec::new(), ..state }
 }
 
 /// A state whose vCPUs do something: nothing has stopped the VM.
@@ -113,6 +140,8 @@ fn attached() {
     state.pending.clear();
     assert_eq!(check(&state), Err(client("put_aside")));
     state.put_aside.clear();
+    assert_eq!(check(&state), Err(client("rules")));
+    state.rules.clear();
     assert_eq!(check(&state), Err(client("vcpus[0].told")));
     state.vcpus[0].told = None;
     let stranded = StateError::Field { field: "vcpus[0].mode".into(), problem: FieldError::Stranded };
@@ -253,6 +282,37 @@ fn stops() {
     assert_eq!(check(&aside), Err(state));
 }
 
+#[test]
+fn rules() {
+    let since = FieldError::TooNew { version: 1, since: 2 };
+    bad(|state| state.version = 1, "rules", since);
+    bad(|state| state.rules.swap(0, 1), "rules[1].breakpoint", FieldError::Order);
+    let breakpoint = |at: usize, breakpoint, problem: FieldError| {
+        let path = format!("rules[{at}].breakpoint");
+        bad(|state| state.rules[at].breakpoint = breakpoint, &path, problem);
+    };
+    let misaligned = |address| FieldError::from(DbgRegError::Misaligned { address });
+    breakpoint(0, BreakpointState::Hardware(6), misaligned(6));
+    breakpoint(1, BreakpointState::Software(6), misaligned(6));
+    let empty = WatchState { address: 8, length: 0, kind: WatchKind::Read };
+    breakpoint(2, BreakpointState::Watch(empty), WatchError::Empty { address: 8 }.into());
+    let many = || FieldError::TooMany { count: 17, most: 16 };
+    bad(|state| state.rules[0].conditions = vec![X0_IS_5.to_vec(); 17], "rules[0].conditions", many());
+    bad(|state| state.rules[1].commands = vec![PRINTS_HI.to_vec(); 17], "rules[1].commands", many());
+    let prints = ExpressionError::Prints { at: 4 };
+    bad(|state| state.rules[1].conditions[1] = PRINTS_HI.to_vec(), "rules[1].conditions[1]", prints.into());
+    let underflow = ExpressionError::Underflow { at: 0, height: 0, needed: 2 };
+    bad(|state| state.rules[1].commands[0] = vec![2, 0x27], "rules[1].commands[0]", underflow.into());
+    let numbered = |index: u64| rule(BreakpointState::Hardware(index * 4));
+    let count = FieldError::TooMany { count: 1025, most: 1024 };
+    bad(|state| state.rules = (0..1025).map(numbered).collect(), "rules", count);
+    // `goto` over everything behind it, to an `end` that has a value to answer.
+    let long = [[0x22_u8, 1, 0x29].repeat(1364), vec![0x22, 1, 0x27]].concat();
+    let length = 65 * long.len();
+    let full = |index: u64| RuleState { conditions: vec![long.clone(); 13], ..numbered(index) };
+    bad(|state| state.rules = (0..5).map(full).collect(), "rules", FieldError::Bytecode { length });
+}
+
 prop_compose! {
     fn any_stop()(vcpu: u32, pc: u64, which in 0..6, address: u64) -> StopState {
         let reason = match which {
@@ -280,6 +340,22 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_rule()(
+        which in 0..3,
+        (address, length) in any::<(u64, u64)>(),
+        (conditions, commands) in any::<(Vec<Vec<u8>>, Vec<Vec<u8>>)>(),
+        (ignore, reached, hits) in any::<(u64, u64, u64)>(),
+    ) -> RuleState {
+        let breakpoint = match which {
+            0 => BreakpointState::Hardware(address),
+            1 => BreakpointState::Software(address),
+            _ => BreakpointState::Watch(WatchState { address, length, kind: WatchKind::Access }),
+        };
+        RuleState { breakpoint, conditions, commands, ignore, reached, hits }
+    }
+}
+
+prop_compose! {
     /// Any state that can be written, good or bad.
     fn any_state()(
         (attached, held, selected_vcpu) in any::<(bool, bool, Option<u32>)>(),
@@ -290,11 +366,12 @@ prop_compose! {
         reported in prop::option::of(any_stop()),
         pending in prop::collection::vec(any_stop(), 0..4),
         put_aside in prop::collection::vec(any_stop(), 0..4),
+        rules in prop::collection::vec(any_rule(), 0..4),
     ) -> GuestDebugState {
         let watch = |(address, length)| WatchState { address, length, kind: WatchKind::Read };
         let planted = |(physical, original, names)| SoftwareState { physical, original, names };
         GuestDebugState {
-            version: 1,
+            version: STATE_VERSION,
             architecture: Architecture::Aarch64,
             attached,
             held,
@@ -306,6 +383,7 @@ prop_compose! {
             reported,
             pending,
             put_aside,
+            rules,
         }
     }
 }
@@ -341,7 +419,7 @@ mod json {
         let newer = GuestDebugState { version: STATE_VERSION + 1, ..sample() };
         let text = serde_json::to_string(&newer).unwrap().replace("hardware_breakpoint", "not_thought_of");
         let error = serde_json::from_str::<GuestDebugState>(&text).unwrap_err().to_string();
-        assert!(error.starts_with("version: the state has version 2, this build reads 1 to 1"), "{error}");
+        assert!(error.starts_with("version: the state has version 3, this build reads 1 to 2"), "{error}");
     }
 
     /// The example in docs/state-format.md is a state, and has every field there is.
@@ -359,10 +437,19 @@ mod json {
         }
     }
 
-    /// What version 1 wrote is read for ever, and is still what is written.
+    /// What version 1 wrote is read for ever.
     #[test]
     fn golden_version_1() {
         let golden = include_str!("data/state-v1.json");
+        let states = [sample(), running()].map(version_1);
+        assert_eq!(serde_json::from_str::<[GuestDebugState; 2]>(golden).unwrap(), states);
+        assert!(states.iter().all(|state| check(state) == Ok(())));
+    }
+
+    /// What version 2 wrote is read for ever, and is still what is written.
+    #[test]
+    fn golden_version_2() {
+        let golden = include_str!("data/state-v2.json");
         let states = [sample(), running()];
         assert_eq!(serde_json::from_str::<[GuestDebugState; 2]>(golden).unwrap(), states);
         assert_eq!(serde_json::to_string_pretty(&states).unwrap(), golden.trim_end());
@@ -388,6 +475,17 @@ mod versioned {
     fn golden_version_1() {
         let golden: [&[u8]; 2] =
             [include_bytes!("data/state-v1-stopped.versionize"), include_bytes!("data/state-v1-running.versionize")];
+        for (bytes, state) in golden.into_iter().zip([sample(), running()].map(version_1)) {
+            assert_eq!(read(bytes).unwrap(), state);
+            assert_eq!(write(&state).unwrap(), bytes);
+        }
+    }
+
+    /// What version 2 wrote is read for ever, and is still what is written.
+    #[test]
+    fn golden_version_2() {
+        let golden: [&[u8]; 2] =
+            [include_bytes!("data/state-v2-stopped.versionize"), include_bytes!("data/state-v2-running.versionize")];
         for (bytes, state) in golden.into_iter().zip([sample(), running()]) {
             assert_eq!(read(bytes).unwrap(), state);
             assert_eq!(write(&state).unwrap(), bytes);
@@ -402,8 +500,8 @@ mod versioned {
             let error = write(&GuestDebugState { version: found, ..sample() }).unwrap_err();
             assert!(matches!(error, VersionedError::Version { found: it } if it == found), "{error}");
         }
-        let message = read(&2_u32.to_le_bytes()).unwrap_err().to_string();
-        assert_eq!(message, "the debug state has version 2, this build reads 1 to 1");
+        let message = read(&3_u32.to_le_bytes()).unwrap_err().to_string();
+        assert_eq!(message, "the debug state has version 3, this build reads 1 to 2");
     }
 
     #[test]

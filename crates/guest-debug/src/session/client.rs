@@ -1,6 +1,7 @@
 //! The client's side of a session: attach, breakpoints, resume, stops.
 
 use super::control::{Ended, Order, Over, Told};
+use super::messages::Waiting;
 use super::software::{InsertError, Removed};
 use super::table::{Plan, Tables, Watch};
 use super::{BreakpointInfo, DebugSession, QUIET_TIMEOUT, STOP_TIMEOUT, SessionError, free};
@@ -74,6 +75,7 @@ impl DebugSession {
         self.changed.notify_all();
         let cleared = self.software_mut().clear(&*self.ram);
         self.queue().clear();
+        *self.waiting() = Waiting::default();
         let _ = self.doorbell.read();
         let plan = Arc::new(tables.plan());
         for slot in &self.vcpus {
@@ -120,7 +122,7 @@ impl DebugSession {
     /// [`SessionError::Stuck`]; the stop is still there for the next call.
     pub fn take_stop(&self) -> Result<Option<StopEvent>, SessionError> {
         // Held throughout: a state that is asked for meanwhile has the stop either pending or reported.
-        let _tables = self.tables();
+        let tables = self.tables();
         if self.is_frozen() {
             // It rings again when the session is thawed.
             let _ = self.doorbell.read();
@@ -141,6 +143,13 @@ impl DebugSession {
         if event.reason != StopReason::Interrupt {
             let slot = self.slot(event.vcpu)?;
             let known = slot.told().filter(|told| Some(told.pc) == pc);
+            let again = known.as_ref().is_some_and(|known| match event.reason {
+                StopReason::Watchpoint { address, .. } => known.watches.contains(&address),
+                _ => true,
+            });
+            if !again {
+                self.count_stop(&tables, event.reason);
+            }
             let mut watches = known.map(|told| told.watches).unwrap_or_default();
             // After a move the same stop is told again.
             if let StopReason::Watchpoint { address, .. } = event.reason
@@ -204,7 +213,10 @@ impl DebugSession {
             let pc = self.pc(id);
             let ranged = matches!(action, ResumeAction::StepRange(_));
             let reason = match (action.clone(), pc) {
-                (_, Some(pc)) if ranged && plan.has_breakpoint(pc) => StopReason::HardwareBreakpoint(Gva(pc)),
+                // What has a rule is judged by the vCPU itself.
+                (_, Some(pc)) if ranged && plan.has_breakpoint(pc) && !plan.has_rule(pc) => {
+                    StopReason::HardwareBreakpoint(Gva(pc))
+                }
                 (ResumeAction::StepRange(range), Some(pc)) if range.contains(&pc) => continue,
                 (ResumeAction::Continue | ResumeAction::Stay, _) => continue,
                 _ => StopReason::Step,

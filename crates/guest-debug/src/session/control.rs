@@ -56,6 +56,8 @@ struct Shared {
     /// What the vCPU was doing when the session was frozen; it goes on with that.
     frozen: Option<Order>,
     ended: Ended,
+    /// Another vCPU executes an instruction that no other may pass meanwhile.
+    paused: bool,
     plan: Arc<Plan>,
     /// The stop that the client was told of, until the vCPU executes something.
     told: Option<Told>,
@@ -105,6 +107,7 @@ impl VcpuSlot {
             order,
             frozen: None,
             ended: Ended::Unfinished,
+            paused: false,
             plan: Arc::default(),
             told: None,
         };
@@ -122,7 +125,7 @@ impl VcpuSlot {
     pub(super) fn park(&self, attention: &dyn Fn() -> bool) -> Parked {
         let mut shared = self.lock();
         shared.online = true;
-        while shared.order == Order::Stay && !shared.closed {
+        while (shared.order == Order::Stay || shared.paused) && !shared.closed {
             if !shared.parked {
                 shared.parked = true;
                 self.changed.notify_all();
@@ -196,6 +199,24 @@ impl VcpuSlot {
         shared.online && !shared.parked
     }
 
+    /// Has the vCPU wait for another one's instruction, whatever its order is. Answers whether it must be kicked for it.
+    pub(super) fn pause(&self) -> bool {
+        let mut shared = self.lock();
+        shared.paused = true;
+        self.stop.store(true, Ordering::Release);
+        shared.is_inside()
+    }
+
+    /// Ends what [`Self::pause`] began.
+    pub(super) fn unpause(&self) {
+        let mut shared = self.lock();
+        shared.paused = false;
+        let stays = shared.order == Order::Stay;
+        self.stop.store(stays || shared.closed, Ordering::Release);
+        shared.parked &= stays;
+        self.changed.notify_all();
+    }
+
     /// What the vCPU goes on with. A stop that was asked for or that happened since has made it [`Order::Stay`].
     pub(super) fn take_frozen(&self) -> Option<Order> {
         self.lock().frozen.take()
@@ -238,12 +259,12 @@ impl VcpuSlot {
     /// Gives a stopped vCPU its order.
     pub(super) fn release(&self, order: Order, plan: Arc<Plan>) {
         let mut shared = self.lock();
-        self.stop.store(order == Order::Stay, Ordering::Release);
+        self.stop.store(order == Order::Stay || shared.paused, Ordering::Release);
         if order != Order::Stay {
             shared.ended = Ended::Unfinished;
             // From here on it counts as running, even before its thread wakes. One that stays needs no waking, and with
             // hundreds of them that is most of what it costs to restore a session.
-            shared.parked = false;
+            shared.parked &= shared.paused;
             self.changed.notify_all();
         }
         shared.order = order;

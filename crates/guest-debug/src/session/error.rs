@@ -4,7 +4,7 @@ use crate::arm64::dbgreg::DbgRegError;
 use crate::arm64::exception::ExceptionError;
 use crate::arm64::translate::TranslateError;
 use crate::arm64::watch::WatchError;
-use crate::state::StateError;
+use crate::state::{MAX_EXPRESSIONS, MAX_RULES, MAX_RULES_BYTES, StateError};
 use crate::{Gva, RamError, Unsupported, VcpuError, VcpuId};
 use thiserror::Error;
 
@@ -44,6 +44,12 @@ pub enum SessionError {
     /// The session can't be restored.
     #[error("the debug session can't be restored: {0}")]
     State(#[from] StateError),
+    /// There are more conditions and messages than a session keeps.
+    #[error(
+        "no room for the rule: {MAX_RULES} breakpoints can have one, each {MAX_EXPRESSIONS} conditions and as many commands, \
+         {MAX_RULES_BYTES} bytes in all"
+    )]
+    TooManyRules,
     /// Every hardware breakpoint slot is taken.
     #[error("no hardware breakpoint slot left: all {available} are in use")]
     NoBreakpointSlot {

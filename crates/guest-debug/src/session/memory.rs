@@ -184,8 +184,13 @@ impl DebugSession {
         vcpu: &dyn DebugVcpu,
         address: Gva,
     ) -> Result<GuestAddress, SessionError> {
-        let regime = read_regime(vcpu).map_err(|source| SessionError::Vcpu { vcpu: id, source })?;
+        let regime = self.regime_by(id, vcpu)?;
         Ok(GuestAddress(translate::translate(&regime, address.0, &*self.ram)?.gpa))
+    }
+
+    /// How a vCPU translates, for its own thread.
+    pub(super) fn regime_by(&self, id: VcpuId, vcpu: &dyn DebugVcpu) -> Result<Regime, SessionError> {
+        read_regime(vcpu).map_err(|source| SessionError::Vcpu { vcpu: id, source })
     }
 
     fn regime(&self, vcpu: VcpuId) -> Result<Regime, SessionError> {

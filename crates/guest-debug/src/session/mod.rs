@@ -11,14 +11,18 @@
 //!   take_stop       <-----   queue of stop events     <-----  stop: all others are kicked and park
 //! ```
 
+mod alone;
 mod client;
 mod control;
 mod cruise;
 mod error;
 mod few;
+mod judge;
 mod memory;
+mod messages;
 mod queue;
 mod restore;
+mod rules;
 mod runner;
 mod save;
 mod software;
@@ -26,7 +30,9 @@ mod step;
 mod table;
 
 pub use error::SessionError;
+pub use messages::Messages;
 pub use restore::Restore;
+pub use rules::{HitCounts, HitRule, RuleInfo};
 pub use runner::{Entry, VcpuDebugger, Wait};
 pub(crate) use software::BRK;
 pub use software::Removed;
@@ -87,6 +93,9 @@ pub struct DebugSession {
     software: RwLock<SoftwareBreakpoints>,
     stops: Mutex<StopQueue>,
     doorbell: EventFd,
+    messages: Mutex<messages::Waiting>,
+    /// A vCPU executes an instruction while all others wait; see `alone.rs`.
+    alone: AtomicBool,
     /// Every vCPU is stopped and guest memory is the guest's own. Written under the lock of `tables`; apart from them, as a
     /// vCPU's thread that resets the VM may not wait for a client.
     frozen: AtomicBool,
@@ -135,6 +144,8 @@ impl DebugSession {
             software: RwLock::default(),
             stops: Mutex::default(),
             doorbell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SessionError::Event)?,
+            messages: Mutex::default(),
+            alone: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             changed: Condvar::new(),
             closed: AtomicBool::new(false),

@@ -2,6 +2,7 @@
 
 use super::control::{Order, Told};
 use super::queue::Pending;
+use super::rules;
 use super::software::{InsertError, SoftwareBreakpoints};
 use super::table::{Tables, Watch};
 use super::{DebugSession, SessionError};
@@ -132,6 +133,7 @@ impl DebugSession {
                 .iter()
                 .map(|watch| Watch { address: Gva(watch.address), length: watch.length, kind: watch.kind })
                 .collect(),
+            rules: Arc::new(rules::from_state(&state.rules)),
             selected: state.selected_vcpu.map(VcpuId),
         };
         Ok(())

@@ -2,18 +2,21 @@
 
 use super::control::{Ended, Order, Over, Parked, Release};
 use super::cruise::Cruise;
+use super::judge::Passing;
 use super::software::BRK_IMM;
 use super::step::Flight;
-use super::table::Plan;
+use super::table::{Plan, Watch};
 use super::{DebugSession, SessionError};
 use crate::arm64::exception::{self, Features};
 use crate::arm64::syndrome::{self, DebugEvent, Syndrome};
 use crate::arm64::{HwDebug, Pstate, Reg, SysReg, insn, watch};
 use crate::{
-    DebugConfig, DebugExit, DebugVcpu, Gva, ResumeAction, StopEvent, StopReason, Unsupported, VcpuError, VcpuId,
+    Breakpoint, DebugConfig, DebugExit, DebugVcpu, Gva, ResumeAction, StopEvent, StopReason, Unsupported, VcpuError,
+    VcpuId,
 };
 use std::ops::Range;
 use std::sync::Arc;
+use vm_memory::GuestAddress;
 
 /// DCZID_EL0 with the largest block that there can be, 2 KiB, for a vCPU that does not say.
 const DCZID_LARGEST: u64 = 9;
@@ -77,6 +80,10 @@ pub struct VcpuDebugger {
     pub(super) mode: Mode,
     pub(super) flight: Option<Flight>,
     pub(super) cruise: Option<Cruise>,
+    /// Hits whose instruction is on its way.
+    pub(super) passing: Vec<Passing>,
+    /// The planted instruction that is out for this vCPU's step, while all others wait.
+    pub(super) alone: Option<GuestAddress>,
     /// KVM has been told of the whole plan, and of nothing else since.
     armed: bool,
     /// What KVM was told last; `None` when that is not known.
@@ -91,6 +98,8 @@ pub struct VcpuDebugger {
 
 impl Drop for VcpuDebugger {
     fn drop(&mut self) {
+        // Nobody is left to tell if the instruction can't be planted.
+        let _ = self.not_passed();
         if let Ok(slot) = self.session.slot(self.id) {
             slot.go_offline();
         }
@@ -107,6 +116,8 @@ impl VcpuDebugger {
             mode,
             flight: None,
             cruise: None,
+            passing: Vec::new(),
+            alone: None,
             armed: false,
             applied: None,
             features: None,
@@ -129,8 +140,9 @@ impl VcpuDebugger {
     /// `attention` must be quick and wait for nothing. Whoever makes it true calls [`DebugSession::wake`] afterwards.
     pub fn wait_unless(&mut self, attention: &dyn Fn() -> bool) -> Wait {
         let attended = std::mem::take(&mut self.attending);
-        // A step that was cut short is undone in `before_run`, which has the vCPU, before the thread parks.
-        let busy = self.flight.is_some() || self.cruise.is_some() || !self.stop_requested();
+        // A step that was cut short, or not begun, is undone in `before_run`, which has the vCPU, before the thread parks.
+        let passing = !self.passing.is_empty() || self.alone.is_some();
+        let busy = self.flight.is_some() || self.cruise.is_some() || passing || !self.stop_requested();
         if self.online && !attended && busy {
             return Wait::Run;
         }
@@ -148,6 +160,11 @@ impl VcpuDebugger {
         if self.session.slot(self.id).is_ok_and(|slot| slot.take_reset()) {
             self.forget();
         }
+        // What it was to get over first is behind it once it has moved.
+        let order = match order {
+            Order::Go { action, .. } if !told => Order::Go { action, over: Over::Nothing },
+            order => order,
+        };
         self.mode = match order {
             Order::Go { action: ResumeAction::Step, over } => step(Goal::Report, over),
             Order::Go { action: ResumeAction::StepRange(range), over } => step(Goal::Leave(range), over),
@@ -212,6 +229,7 @@ impl VcpuDebugger {
         self.flight = None;
         self.cruise = None;
         self.told = false;
+        self.forget_alone();
     }
 
     /// Whether the instruction behind an MMIO exit must be completed before the thread goes on: enter the guest
@@ -268,7 +286,11 @@ impl VcpuDebugger {
             return if flight.is_over_at(pc) { self.land(vcpu, pc) } else { self.reflect(vcpu, exit, false) };
         }
         if self.plan.has_breakpoint(pc) {
-            self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
+            if self.judge(vcpu, Breakpoint::Hardware(Gva(pc))) {
+                self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
+            } else {
+                self.mode = step(Goal::Run, Over::Breakpoint);
+            }
             return Ok(());
         }
         self.reflect(vcpu, exit, false)
@@ -288,25 +310,29 @@ impl VcpuDebugger {
             Mode::Step { over: Over::Watches(told), .. } => told.as_slice(),
             _ => &[],
         };
+        let told = told.to_vec();
         let armed = self.plan.watches.iter().filter(|watch| !told.iter().any(|address| watch.covers(*address)));
         let hits = armed.filter_map(|asked| {
             let (first, length) = (asked.address.0, asked.length);
             // Without an address, any watch of that kind may be the one.
             let at = far.unwrap_or(first);
             let address = watch::matches(asked.kind, first, length, at, Some(write), access)?;
-            Some((address.abs_diff(at), StopReason::Watchpoint { kind: asked.kind, address: Gva(address) }))
+            Some((address.abs_diff(at), *asked, Gva(address)))
         });
-        if let Some((_, reason)) = hits.min_by_key(|(distance, _)| *distance) {
-            self.stop(reason);
-            return Ok(());
+        let mut hits: Vec<_> = hits.collect();
+        hits.sort_by_key(|(distance, ..)| *distance);
+        let mut passed = Vec::new();
+        for (_, Watch { kind, address: first, length }, address) in hits {
+            if self.judge(vcpu, Breakpoint::Watch { kind, address: first, length }) {
+                self.stop(StopReason::Watchpoint { kind, address });
+                return Ok(());
+            }
+            passed.push(address);
         }
         // The slots are ours, so the guest must not see it; nobody asked for it, so the client must not either.
-        let mode = std::mem::replace(&mut self.mode, Mode::Free);
-        let goal = match mode {
-            Mode::Free => Goal::Run,
-            Mode::Step { goal, .. } => goal,
-        };
-        self.mode = Mode::Step { goal, over: Over::AllWatches };
+        let over = if passed.is_empty() { Over::AllWatches } else { Over::Watches([told, passed].concat()) };
+        let goal = self.goal();
+        self.mode = Mode::Step { goal, over };
         Ok(())
     }
 
@@ -314,9 +340,16 @@ impl VcpuDebugger {
         let pc = Gva(self.get(vcpu, Reg::Pc)?);
         if imm16 == BRK_IMM && self.is_ours(vcpu, pc) {
             self.unwind(vcpu)?;
-            let stands_in = self.plan.stand_ins.contains(&pc);
-            self.stop(if stands_in { StopReason::HardwareBreakpoint(pc) } else { StopReason::SoftwareBreakpoint(pc) });
-            return Ok(());
+            let (breakpoint, reason) = if self.plan.stand_ins.contains(&pc) {
+                (Breakpoint::Hardware(pc), StopReason::HardwareBreakpoint(pc))
+            } else {
+                (Breakpoint::Software(pc), StopReason::SoftwareBreakpoint(pc))
+            };
+            if self.judge(vcpu, breakpoint) {
+                self.stop(reason);
+                return Ok(());
+            }
+            return self.pass_planted(vcpu, pc, reason);
         }
         self.reflect(vcpu, exit, false)
     }
@@ -387,6 +420,8 @@ impl VcpuDebugger {
     /// Stops the VM here.
     pub(super) fn stop(&mut self, reason: StopReason) {
         self.mode = Mode::Free;
+        // It fails where guest memory is gone, and the stop is the way to tell.
+        let _ = self.not_passed();
         self.session.report(StopEvent { vcpu: self.id, reason });
     }
 

@@ -2,6 +2,7 @@
 
 use super::control::Order;
 use super::queue::Pending;
+use super::rules;
 use super::table::Tables;
 use super::{DebugSession, STOP_TIMEOUT, SessionError};
 use crate::arm64::Reg;
@@ -134,6 +135,7 @@ impl DebugSession {
             reported,
             pending: self.stop_states(pending)?,
             put_aside: self.stop_states(put_aside)?,
+            rules: rules::state(&tables.rules),
         })
     }
 

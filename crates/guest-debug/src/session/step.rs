@@ -21,7 +21,7 @@ use super::cruise::{self, Cruise, is_plain};
 use super::runner::{Entry, Goal, Mode, VcpuDebugger};
 use crate::arm64::insn::{self, Insn};
 use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg, SysReg};
-use crate::{DebugVcpu, Gva, StopReason, Unsupported};
+use crate::{Breakpoint, DebugVcpu, Gva, StopReason, Unsupported};
 
 /// What is masked while stepping: interrupts, and SError, which is as asynchronous.
 pub(super) const MASK: u64 = Pstate::I | Pstate::F | Pstate::A;
@@ -81,11 +81,14 @@ impl VcpuDebugger {
             return Ok(entry);
         }
         let Mode::Step { over, .. } = &self.mode else { return Ok(Entry::Again) };
-        let over = over.clone();
+        let mut over = over.clone();
         let pc = self.get(vcpu, Reg::Pc)?;
         if over == Over::Nothing && self.plan.has_breakpoint(pc) {
-            self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
-            return Ok(Entry::Again);
+            if self.judge(vcpu, Breakpoint::Hardware(Gva(pc))) {
+                self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
+                return Ok(Entry::Again);
+            }
+            over = Over::Breakpoint;
         }
         let pstate = Pstate(self.get(vcpu, Reg::Pstate)?);
         if pstate.is_aarch32() {
@@ -152,7 +155,8 @@ impl VcpuDebugger {
                 self.unwind(vcpu)?;
             }
         }
-        self.halt_cruise(vcpu)
+        self.halt_cruise(vcpu)?;
+        self.not_passed()
     }
 
     /// Forgets a step that did not execute, and gives PSTATE back.
@@ -204,6 +208,7 @@ impl VcpuDebugger {
     /// One step is done, at `pc`: on to what it was for.
     pub(super) fn step_done(&mut self, vcpu: &dyn DebugVcpu, pc: u64) -> Result<(), SessionError> {
         self.moves()?;
+        self.passed()?;
         let Mode::Step { goal, .. } = std::mem::replace(&mut self.mode, Mode::Free) else { return Ok(()) };
         match goal {
             Goal::Report => self.stop(StopReason::Step),
@@ -214,7 +219,12 @@ impl VcpuDebugger {
                     self.mode = Mode::Step { goal: Goal::Leave(range), over: Over::Nothing };
                 } else {
                     let hit = self.plan.has_breakpoint(pc);
-                    self.stop(if hit { StopReason::HardwareBreakpoint(Gva(pc)) } else { StopReason::Step });
+                    let stops = hit && self.judge(vcpu, Breakpoint::Hardware(Gva(pc)));
+                    if hit && !stops && range.contains(&pc) {
+                        self.mode = Mode::Step { goal: Goal::Leave(range), over: Over::Breakpoint };
+                    } else {
+                        self.stop(if stops { StopReason::HardwareBreakpoint(Gva(pc)) } else { StopReason::Step });
+                    }
                 }
             }
             Goal::Quiet => self.session.slot(self.id)?.finish(Ended::Stepped),

@@ -1,9 +1,10 @@
 //! The breakpoints and watchpoints of a session, and the immutable plan that vCPUs run by.
 
 use super::SessionError;
+use super::rules::Rules;
 use crate::arm64::{BreakpointSlot, HwDebug, WatchSlot, watch};
 use crate::state::GuestDebugState;
-use crate::{DebugCaps, Gva, VcpuId, WatchKind};
+use crate::{Breakpoint, DebugCaps, Gva, VcpuId, WatchKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ pub(super) struct Tables {
     /// client has asked for a software breakpoint as well.
     pub(super) stand_ins: BTreeMap<Gva, bool>,
     pub(super) watches: BTreeSet<Watch>,
+    /// What becomes of their hits.
+    pub(super) rules: Arc<Rules>,
     /// The vCPU that the client has selected.
     pub(super) selected: Option<VcpuId>,
 }
@@ -83,6 +86,7 @@ impl Tables {
             hw,
             watches: self.watches.iter().copied().collect(),
             stand_ins: stand_ins.map(|(address, _)| *address).collect(),
+            rules: self.rules.clone(),
         }
     }
 
@@ -116,11 +120,18 @@ pub(super) struct Plan {
     pub(super) watches: Vec<Watch>,
     /// Addresses whose software breakpoint is a hardware breakpoint to the client.
     pub(super) stand_ins: Vec<Gva>,
+    /// What becomes of hits.
+    pub(super) rules: Arc<Rules>,
 }
 
 impl Plan {
     pub(super) fn has_breakpoint(&self, pc: u64) -> bool {
         self.hw.breakpoints.iter().any(|slot| slot.address == pc)
+    }
+
+    /// Whether the hardware breakpoint at `pc` has a rule.
+    pub(super) fn has_rule(&self, pc: u64) -> bool {
+        self.rules.contains_key(&Breakpoint::Hardware(Gva(pc)))
     }
 
     /// The slots of all watches that have none of `addresses`.

@@ -2,7 +2,7 @@
 
 use super::{
     Architecture, FieldError, GuestDebugState, STATE_VERSION, SoftwareState, StateError, StopReasonState, StopState,
-    ToldState, VcpuMode, WatchHit,
+    ToldState, VcpuMode, WatchHit, rule,
 };
 use crate::arm64::dbgreg::DbgRegError;
 use crate::arm64::{BreakpointSlot, WatchSlot, watch};
@@ -75,6 +75,7 @@ pub fn check(state: &GuestDebugState) -> Result<(), StateError> {
     }
     check_vcpus(state)?;
     check_stops(state)?;
+    rule::check(state)?;
     if !state.attached { check_unattached(state) } else { Ok(()) }
 }
 
@@ -241,6 +242,7 @@ fn check_unattached(state: &GuestDebugState) -> Result<(), StateError> {
         ("reported", state.reported.is_none()),
         ("pending", state.pending.is_empty()),
         ("put_aside", state.put_aside.is_empty()),
+        ("rules", state.rules.is_empty()),
     ];
     if let Some((name, _)) = lists.iter().find(|(_, empty)| !empty) {
         return Err(field(*name, FieldError::NotAttached));
@@ -255,7 +257,7 @@ fn check_unattached(state: &GuestDebugState) -> Result<(), StateError> {
     }
 }
 
-fn at_most(path: &str, count: usize, most: usize) -> Result<(), StateError> {
+pub(super) fn at_most(path: &str, count: usize, most: usize) -> Result<(), StateError> {
     if count > most { Err(field(path, FieldError::TooMany { count, most })) } else { Ok(()) }
 }
 
@@ -281,6 +283,6 @@ fn watch_slots(state: &GuestDebugState) -> usize {
     plans.flatten().collect::<std::collections::BTreeSet<WatchSlot>>().len()
 }
 
-fn field(path: impl Into<String>, problem: impl Into<FieldError>) -> StateError {
+pub(super) fn field(path: impl Into<String>, problem: impl Into<FieldError>) -> StateError {
     StateError::Field { field: path.into(), problem: problem.into() }
 }

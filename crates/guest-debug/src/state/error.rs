@@ -1,6 +1,7 @@
 //! What can be wrong with a state that comes back.
 
-use super::{Architecture, STATE_VERSION};
+use super::{Architecture, MAX_RULES_BYTES, STATE_VERSION};
+use crate::agent::ExpressionError;
 use crate::arm64::dbgreg::DbgRegError;
 use crate::arm64::watch::WatchError;
 use thiserror::Error;
@@ -71,6 +72,23 @@ pub enum FieldError {
     /// It is not a range that can be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// It is not an expression that is evaluated.
+    #[error(transparent)]
+    Expression(#[from] ExpressionError),
+    /// The state's version has no such field.
+    #[error("must be empty: a state of version {version} has no such field, it came with version {since}")]
+    TooNew {
+        /// The state's version.
+        version: u32,
+        /// The first version that has it.
+        since: u32,
+    },
+    /// All expressions together are too long.
+    #[error("have {length} bytes of bytecode, {MAX_RULES_BYTES} at most are possible")]
+    Bytecode {
+        /// How many there are.
+        length: usize,
+    },
     /// The list is not sorted, or has something twice.
     #[error("not above the one before it; the list must ascend")]
     Order,

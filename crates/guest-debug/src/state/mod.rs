@@ -20,12 +20,15 @@ mod check;
 #[cfg(feature = "envelope")]
 pub mod envelope;
 mod error;
+mod rule;
 #[cfg(feature = "versionize")]
 pub mod versioned;
 
 pub use check::{Fit, check, fits};
 pub(crate) use check::{MAX_TOLD, fits_host};
 pub use error::{FieldError, StateError};
+pub use rule::{BreakpointState, RuleState};
+pub(crate) use rule::{MAX_EXPRESSIONS, MAX_RULES, MAX_RULES_BYTES, check_breakpoint};
 
 use crate::{StopReason, Unsupported, WatchKind};
 #[cfg(feature = "serde")]
@@ -37,7 +40,7 @@ use versionize::{VersionMap, Versionize, VersionizeError, VersionizeResult};
 use versionize_derive::Versionize;
 
 /// Version of the state that this crate writes, and the newest that it reads.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 /// A guest's architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,6 +92,10 @@ pub struct GuestDebugState {
     pub pending: Vec<StopState>,
     /// Stops of vCPUs that the client has left stopped; it is told of them when it resumes those.
     pub put_aside: Vec<StopState>,
+    /// What becomes of breakpoints' hits, ascending by breakpoint. Since version 2; a session before that had none.
+    #[cfg_attr(feature = "versionize", version(start = 2))]
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub rules: Vec<RuleState>,
 }
 
 /// A watch, as it was asked for.

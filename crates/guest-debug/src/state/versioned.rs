@@ -85,7 +85,9 @@ pub fn read(bytes: &[u8]) -> Result<GuestDebugState, VersionedError> {
 
 /// Which version of each type a version of the state has. A type that gets a field is entered here with it.
 fn version_map() -> VersionMap {
-    VersionMap::new()
+    let mut map = VersionMap::new();
+    map.new_version().set_type_version(GuestDebugState::type_id(), 2);
+    map
 }
 
 fn known(version: u32) -> Result<u16, VersionedError> {

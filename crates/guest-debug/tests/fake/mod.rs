@@ -103,6 +103,7 @@ impl FakeVcpu {
         moved
     }
 
+    #[allow(dead_code, reason = "not every suite looks at it")]
     pub fn config(&self) -> DebugConfig {
         self.state.lock().unwrap().config.clone()
     }

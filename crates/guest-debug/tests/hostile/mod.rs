@@ -4,7 +4,7 @@
 
 use crate::fake::{CAPS, RAM, Vm};
 use guest_debug::agent::{EvalError, Expression, MAX_READS, MAX_TEXT, Machine, renumber};
-use guest_debug::state::{GuestDebugState, VcpuMode, check, envelope, fits, versioned};
+use guest_debug::state::{GuestDebugState, RuleState, VcpuMode, check, envelope, fits, versioned};
 use guest_debug::{DebugCaps, Entry, Restore, SessionError, StopReason, VcpuId, Wait};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -177,6 +177,11 @@ fn saved(vm: &Vm, first: &GuestDebugState, clean: &[u8]) {
     assert_eq!(check(&state), Ok(()));
     assert_eq!((&state.hardware, &state.watches), (&first.hardware, &first.watches));
     assert_eq!(state.software, first.software);
+    let bytecode = |state: &GuestDebugState| {
+        let parts = |rule: &RuleState| (rule.breakpoint, rule.conditions.clone(), rule.commands.clone(), rule.ignore);
+        state.rules.iter().map(parts).collect::<Vec<_>>()
+    };
+    assert_eq!(bytecode(&state), bytecode(first));
     assert_eq!(image(vm), clean, "no breakpoint instruction leaves");
     vm.session.thaw().unwrap();
 }

@@ -8,10 +8,10 @@ use super::frozen::{Frozen, FrozenVcpu};
 use crate::error::VmError;
 use guest_debug::arm64::{Pstate, Reg, watch};
 use guest_debug::state::{
-    Architecture, GuestDebugState, SoftwareState, StopReasonState, StopState, UnsupportedState, VcpuDebugState,
-    VcpuMode, WatchState,
+    Architecture, GuestDebugState, RuleState, SoftwareState, StopReasonState, StopState, UnsupportedState,
+    VcpuDebugState, VcpuMode, WatchState,
 };
-use guest_debug::{DebugVcpu as _, WatchKind};
+use guest_debug::{Breakpoint, DebugVcpu as _, WatchKind};
 use serde::{Serialize, Serializer};
 use std::fmt;
 
@@ -130,6 +130,25 @@ pub struct SessionReport {
     pub pending: Vec<StopReport>,
     /// Stops of vCPUs that it had left stopped.
     pub put_aside: Vec<StopReport>,
+    /// What becomes of breakpoints' hits.
+    pub rules: Vec<RuleReport>,
+}
+
+/// A rule of a breakpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuleReport {
+    /// Whose, in words.
+    pub breakpoint: String,
+    /// Bytecode of its conditions, as hex digits.
+    pub conditions: Vec<String>,
+    /// Bytecode of what is printed instead of a stop.
+    pub commands: Vec<String>,
+    /// Hits still to be ignored.
+    pub ignore: u64,
+    /// Times that the guest came by.
+    pub reached: u64,
+    /// Those that counted.
+    pub hits: u64,
 }
 
 /// A watch.
@@ -258,6 +277,7 @@ impl SessionReport {
             reported: state.reported.as_ref().map(|stop| StopReport::of(frozen, stop)),
             pending: stops(&state.pending),
             put_aside: stops(&state.put_aside),
+            rules: state.rules.iter().map(RuleReport::from).collect(),
         }
     }
 }
@@ -266,6 +286,20 @@ impl From<&WatchState> for WatchReport {
     fn from(state: &WatchState) -> Self {
         let &WatchState { address, length, kind } = state;
         Self { kind, address: Hex(address), length, slots: slots(state) }
+    }
+}
+
+impl From<&RuleState> for RuleReport {
+    fn from(state: &RuleState) -> Self {
+        let bytecode = |list: &[Vec<u8>]| list.iter().map(hex::encode).collect();
+        Self {
+            breakpoint: Breakpoint::from(state.breakpoint).to_string(),
+            conditions: bytecode(&state.conditions),
+            commands: bytecode(&state.commands),
+            ignore: state.ignore,
+            reached: state.reached,
+            hits: state.hits,
+        }
     }
 }
 

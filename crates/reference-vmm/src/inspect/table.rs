@@ -108,7 +108,15 @@ fn breakpoints(f: &mut fmt::Formatter<'_>, session: &SessionReport) -> fmt::Resu
         let instruction = format!("{:#010x}", one.instruction.0);
         software.push(row([&names.join(", "), &one.physical.to_string(), &one.original, &instruction]));
     }
-    for rows in [hardware, watches, software] {
+    let mut rules = vec![row(["rule of the", "conditions", "messages", "ignore", "reached", "hits"])];
+    rules.extend(session.rules.iter().map(|rule| {
+        let counts = [rule.conditions.len() as u64, rule.commands.len() as u64, rule.ignore, rule.reached, rule.hits];
+        std::iter::once(rule.breakpoint.clone()).chain(counts.map(|count| count.to_string())).collect()
+    }));
+    if session.rules.is_empty() {
+        rules = vec![row(["rule"])];
+    }
+    for rows in [hardware, watches, software, rules] {
         f.write_char('\n')?;
         match rows.as_slice() {
             [title] => writeln!(f, "no {}s", title.first().map_or("", String::as_str))?,

@@ -4,8 +4,8 @@ use guest_debug::WatchKind;
 use guest_debug::arm64::{Reg, SysReg};
 use guest_debug::kvm::regid;
 use guest_debug::state::{
-    Architecture, GuestDebugState, STATE_VERSION, SoftwareState, StopReasonState, StopState, ToldState, VcpuDebugState,
-    VcpuMode, WatchHit, WatchState,
+    Architecture, BreakpointState, GuestDebugState, RuleState, STATE_VERSION, SoftwareState, StopReasonState,
+    StopState, ToldState, VcpuDebugState, VcpuMode, WatchHit, WatchState,
 };
 use reference_vmm::memory;
 use reference_vmm::snapshot::Writer;
@@ -127,5 +127,14 @@ pub fn session() -> GuestDebugState {
         reported: Some(StopState { vcpu: 1, pc: VIRTUAL, reason: StopReasonState::HardwareBreakpoint(VIRTUAL) }),
         pending: vec![StopState { vcpu: 0, pc: PHYSICAL, reason: StopReasonState::Watchpoint(hit) }],
         put_aside: vec![],
+        rules: vec![RuleState {
+            breakpoint: BreakpointState::Hardware(VIRTUAL),
+            // X0 is 5.
+            conditions: vec![vec![0x26, 0, 0, 0x22, 5, 0x13, 0x27]],
+            commands: vec![],
+            ignore: 3,
+            reached: 20,
+            hits: 4,
+        }],
     }
 }
