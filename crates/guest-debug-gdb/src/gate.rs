@@ -3,7 +3,12 @@
 //! gdbstub ends the session on packets that it can't parse, and takes lengths from the client as they come. So
 //! every packet is parsed here first: it is passed on in its one well-formed spelling, answered here, or refused.
 
+mod extension;
+
+pub(crate) use extension::Extension;
+
 use crate::vm_thread::{ThreadSelector, Tid};
+use guest_debug::{Breakpoint, Gva, WatchKind};
 
 /// Longest memory read that is answered at once; more is answered with as much, as the protocol allows.
 pub(crate) const MAX_READ: usize = 0x1_0000;
@@ -13,6 +18,8 @@ pub(crate) const MAX_READ: usize = 0x1_0000;
 pub(crate) enum Verdict {
     /// gdbstub handles this body.
     Forward(Vec<u8>),
+    /// gdbstub handles this body once the VM knows what becomes of the breakpoint's hits, which gdbstub has no word for.
+    Insert(Vec<u8>, Breakpoint, Extension),
     /// Answered without gdbstub; an empty answer says that the packet is not known.
     Reply(Vec<u8>),
     /// The client leaves, after this answer if there is one. Killing is leaving: the VM is not the client's.
@@ -137,16 +144,24 @@ fn write_register(args: &[u8]) -> Option<Verdict> {
 fn breakpoint(kind: u8, args: &[u8]) -> Option<Verdict> {
     let (class, rest) = split_once(args, b',')?;
     let (address, rest) = split_once(rest, b',')?;
-    // Conditions and commands were not offered, so a client has no business to send any.
-    let (address, length) = (number_of(address)?, number_of(rest)?);
-    match class {
+    let (length, extension) = rest.split_at(rest.iter().position(|byte| *byte == b';').unwrap_or(rest.len()));
+    let (address, length) = (number_of(address)?, number_of(length)?);
+    let watch = |kind| Breakpoint::Watch { kind, address: Gva(address), length };
+    let (digit, breakpoint) = match class {
         // A64 instructions have four bytes; 2 and 3 would be Thumb.
-        b"0" | b"1" if length != 4 => None,
-        [digit @ b'0'..=b'4'] => {
-            let (kind, digit) = (char::from(kind), char::from(*digit));
-            Some(Verdict::Forward(format!("{kind}{digit},{address:x},{length:x}").into_bytes()))
-        }
-        _ => Some(Verdict::Reply(Vec::new())),
+        b"0" | b"1" if length != 4 => return None,
+        b"0" => ('0', Breakpoint::Software(Gva(address))),
+        b"1" => ('1', Breakpoint::Hardware(Gva(address))),
+        b"2" => ('2', watch(WatchKind::Write)),
+        b"3" => ('3', watch(WatchKind::Read)),
+        b"4" => ('4', watch(WatchKind::Access)),
+        _ => return Some(Verdict::Reply(Vec::new())),
+    };
+    let body = format!("{}{digit},{address:x},{length:x}", char::from(kind)).into_bytes();
+    match kind {
+        b'Z' => Some(Verdict::Insert(body, breakpoint, extension::parse(extension)?)),
+        _ if extension.is_empty() => Some(Verdict::Forward(body)),
+        _ => None,
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::vm::{DebugVm, InsertedBreakpoint, MemoryAddress, VmError, VmEvent};
 use guest_debug::arm64::Reg;
 use guest_debug::{
-    Breakpoint, DebugCaps, DebugSession, Gva, Removed, ResumeAction, SessionError, StopEvent, VcpuError, VcpuId,
-    VcpuState,
+    Breakpoint, DebugCaps, DebugSession, Gva, HitRule, Messages, Removed, ResumeAction, RuleInfo, SessionError,
+    StopEvent, VcpuError, VcpuId, VcpuState,
 };
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -201,6 +201,32 @@ impl DebugVm for SessionVm {
         Ok(list.collect())
     }
 
+    fn has_rules(&self) -> bool {
+        true
+    }
+
+    fn set_rule(&self, breakpoint: Breakpoint, rule: HitRule) -> Result<(), VmError> {
+        if self.has_moved() {
+            return Ok(());
+        }
+        self.waiting(PATIENCE, || self.session.set_rule(breakpoint, rule.clone()))
+    }
+
+    fn set_ignore_count(&self, breakpoint: Breakpoint, count: u64) -> Result<(), VmError> {
+        if self.has_moved() {
+            return Ok(());
+        }
+        self.waiting(PATIENCE, || self.session.set_ignore_count(breakpoint, count))
+    }
+
+    fn rules(&self) -> Result<Vec<RuleInfo>, VmError> {
+        Ok(self.session.rules())
+    }
+
+    fn take_messages(&self) -> Result<Messages, VmError> {
+        Ok(self.session.take_messages())
+    }
+
     fn registers(&self, vcpu: VcpuId) -> Result<Vec<Reg>, VmError> {
         self.session.register_list(vcpu).map_err(translate_error)
     }
@@ -273,7 +299,9 @@ fn translate_error(error: SessionError) -> VmError {
     match error {
         SessionError::NoSuchVcpu { vcpu, .. } => VmError::NoSuchVcpu(vcpu),
         SessionError::NotStopped(vcpu) => VmError::NotStopped(vcpu),
-        SessionError::NoBreakpointSlot { .. } | SessionError::NoWatchpointSlot { .. } => VmError::NoSlot(text),
+        SessionError::NoBreakpointSlot { .. } | SessionError::NoWatchpointSlot { .. } | SessionError::TooManyRules => {
+            VmError::NoSlot(text)
+        }
         SessionError::Address(_) | SessionError::Watch(_) => VmError::BadBreakpoint(text),
         SessionError::NoSuchBreakpoint(address) => VmError::NoSuchBreakpoint(address),
         SessionError::Translate(_) => VmError::Unmapped(text),

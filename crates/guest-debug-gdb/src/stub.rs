@@ -22,6 +22,13 @@ pub(crate) const PACKET_SIZE: usize = 0x2_0000 + 0x100;
 /// What a client reads whose VM was migrated.
 const MOVED: &str = "The VM goes on elsewhere, with its breakpoints; attach to it there.\n";
 
+/// While more than this is unsent, what breakpoints print is dropped: they may print faster than a client reads.
+const MAX_BACKLOG: usize = 0x4_0000;
+/// Text in one packet, which must fit into the client's buffer.
+const MAX_TEXT: usize = 4096;
+/// Features that the gate adds to those of gdbstub.
+const FEATURES: &[u8] = b";ConditionalBreakpoints+;BreakpointCommands+";
+
 /// Packets kept that arrive while the guest runs; well-behaved clients send none.
 const MAX_EARLY_PACKETS: usize = 64;
 
@@ -73,6 +80,8 @@ pub(crate) struct Stub<'v, V: DebugVm> {
     early: VecDeque<Vec<u8>>,
     /// The stop that a new client is told of.
     last_stop: Option<StopEvent>,
+    /// Messages that were dropped and not told yet.
+    dropped: u64,
     /// The last answer, for a client that did not get it.
     last_reply: Vec<u8>,
 }
@@ -110,6 +119,7 @@ impl<'v, V: DebugVm> Stub<'v, V> {
             acknowledge: true,
             early: VecDeque::new(),
             last_stop,
+            dropped: 0,
             last_reply: Vec::new(),
         })
     }
@@ -200,6 +210,17 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                 }
                 Err(End::Detached)
             }
+            Verdict::Insert(body, breakpoint, extension) => match self.target.set_extension(breakpoint, &extension) {
+                Ok(()) => {
+                    self.select(self.selection.current);
+                    self.forward(&body, out)
+                }
+                Err(VmError::Gone) => Err(End::VmGone),
+                Err(error) => {
+                    self.refuse(&error.to_string(), out);
+                    Ok(())
+                }
+            },
             Verdict::Forward(body) => {
                 // Detaching does not wait for the guest to stop.
                 if self.is_running() {
@@ -227,13 +248,14 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                 other => Ok(other),
             })?;
         }
+        if body.starts_with(b"qSupported") && self.target.vm.has_rules() {
+            append(FEATURES, mark, out);
+        }
         self.remember(mark, out);
         if let Some(message) = self.target.client.refusal.take() {
             // gdbstub can only send a number, and gdb shows a text.
             out.truncate(mark);
-            let text: String = message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();
-            let text = text.replace(['#', '$', '}', '*'], " ");
-            self.reply(format!("E.refused.{text}").as_bytes(), out);
+            self.refuse(&message, out);
         }
         if self.is_running() {
             if let Some(error) = self.target.client.resume_error.take() {
@@ -246,6 +268,13 @@ impl<'v, V: DebugVm> Stub<'v, V> {
             self.report_event(out)?;
         }
         Ok(())
+    }
+
+    /// An error with its text.
+    fn refuse(&mut self, message: &str, out: &mut Vec<u8>) {
+        let text: String = message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();
+        let text = text.replace(['#', '$', '}', '*'], " ");
+        self.reply(format!("E.refused.{text}").as_bytes(), out);
     }
 
     /// The answer to `?`. gdbstub would name the first thread, whichever has stopped.
@@ -290,7 +319,10 @@ impl<'v, V: DebugVm> Stub<'v, V> {
         if !self.is_running() {
             return Ok(());
         }
-        match self.target.vm.take_event() {
+        let event = self.target.vm.take_event();
+        // Behind the look for a stop: what was printed before the stop is there by now.
+        self.print_messages(out);
+        match event {
             Ok(None) => Ok(()),
             Ok(Some(VmEvent::Ended(code))) => self.report(MultiThreadStopReason::Exited(code), out),
             Ok(Some(VmEvent::Moved)) => {
@@ -314,6 +346,23 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                 let tid = self.selection.current.to_gdbstub();
                 self.report(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP }, out)
             }
+        }
+    }
+
+    /// Shows what breakpoints have printed, as far as the client reads it.
+    fn print_messages(&mut self, out: &mut Vec<u8>) {
+        let Ok(messages) = self.target.vm.take_messages() else { return };
+        self.dropped += messages.dropped;
+        for text in messages.texts {
+            if out.len() > MAX_BACKLOG {
+                self.dropped += 1;
+                continue;
+            }
+            text.as_bytes().chunks(MAX_TEXT).for_each(|chunk| show(chunk, out));
+        }
+        if self.dropped > 0 && out.len() <= MAX_BACKLOG {
+            let dropped = std::mem::take(&mut self.dropped);
+            self.console(&format!("{dropped} messages of breakpoints were dropped: there was no room for them\n"), out);
         }
     }
 
@@ -384,7 +433,7 @@ impl<'v, V: DebugVm> Stub<'v, V> {
 
     /// Shows a text on the client's console. Clients take it only while they wait for a stop.
     fn console(&self, text: &str, out: &mut Vec<u8>) {
-        encode(format!("O{}", to_hex(text.as_bytes())).as_bytes(), out);
+        show(text.as_bytes(), out);
     }
 
     fn remember(&mut self, mark: usize, out: &[u8]) {
@@ -395,6 +444,24 @@ impl<'v, V: DebugVm> Stub<'v, V> {
         {
             self.last_reply = packet.to_vec();
         }
+    }
+}
+
+fn show(text: &[u8], out: &mut Vec<u8>) {
+    encode(format!("O{}", to_hex(text)).as_bytes(), out);
+}
+
+/// Appends to the body of the packet that begins behind `mark`.
+fn append(more: &[u8], mark: usize, out: &mut Vec<u8>) {
+    let answer = out.split_off(mark);
+    let start = answer.iter().position(|byte| *byte == b'$');
+    let end = answer.iter().rposition(|byte| *byte == b'#');
+    match start.zip(end).and_then(|(start, end)| Some((answer.get(..start)?, answer.get(start + 1..end)?))) {
+        Some((before, body)) => {
+            out.extend_from_slice(before);
+            encode(&[body, more].concat(), out);
+        }
+        None => out.extend(answer),
     }
 }
 

@@ -1,7 +1,9 @@
 //! What a VMM hands to the server.
 
 use guest_debug::arm64::Reg;
-use guest_debug::{Breakpoint, DebugCaps, Gva, ResumeAction, StopEvent, VcpuId, VcpuState};
+use guest_debug::{
+    Breakpoint, DebugCaps, Gva, HitRule, Messages, ResumeAction, RuleInfo, StopEvent, VcpuId, VcpuState,
+};
 use thiserror::Error;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
@@ -68,6 +70,10 @@ impl VmError {
             Self::Other(_) => 5,                                  // EIO
         }
     }
+}
+
+fn no_rules() -> VmError {
+    VmError::Unsupported("conditions and messages are not evaluated beside the vCPU".to_owned())
 }
 
 /// Something that happened in the VM while it ran.
@@ -161,6 +167,33 @@ pub trait DebugVm {
 
     /// Everything that is inserted.
     fn breakpoints(&self) -> Result<Vec<InsertedBreakpoint>, VmError>;
+
+    /// Whether conditions and messages are evaluated beside the vCPU, so that clients are told to send them.
+    fn has_rules(&self) -> bool {
+        false
+    }
+
+    /// Sets what becomes of a breakpoint's hits, whether it is inserted or not.
+    fn set_rule(&self, breakpoint: Breakpoint, rule: HitRule) -> Result<(), VmError> {
+        let _ = (breakpoint, rule);
+        Err(no_rules())
+    }
+
+    /// Has so many hits of a breakpoint passed.
+    fn set_ignore_count(&self, breakpoint: Breakpoint, count: u64) -> Result<(), VmError> {
+        let _ = (breakpoint, count);
+        Err(no_rules())
+    }
+
+    /// Every breakpoint with such a rule, and what was counted.
+    fn rules(&self) -> Result<Vec<RuleInfo>, VmError> {
+        Ok(Vec::new())
+    }
+
+    /// What breakpoints have printed since the last call. [`event`](Self::event) becomes readable for it as for a stop.
+    fn take_messages(&self) -> Result<Messages, VmError> {
+        Ok(Messages::default())
+    }
 
     /// The registers that the vCPU has.
     fn registers(&self, vcpu: VcpuId) -> Result<Vec<Reg>, VmError>;

@@ -97,6 +97,11 @@ impl Description {
         self.entries.get(number)
     }
 
+    /// The number of the register that the client knows by this name.
+    pub(crate) fn number(&self, name: &str) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.name == name)
+    }
+
     /// The registers of the `g` packet.
     pub(crate) fn general(&self) -> &[Entry] {
         self.entries.get(..self.general).unwrap_or_default()

@@ -7,7 +7,7 @@ fn selection() -> Selection {
 
 fn forwarded(body: &str) -> Option<String> {
     match check(body.as_bytes(), &mut selection()) {
-        Verdict::Forward(body) => String::from_utf8(body).ok(),
+        Verdict::Forward(body) | Verdict::Insert(body, ..) => String::from_utf8(body).ok(),
         _ => None,
     }
 }
@@ -36,6 +36,25 @@ fn packets_are_passed_on_in_one_spelling() {
 }
 
 #[test]
+fn conditions_and_commands_are_taken_off_the_packet() {
+    let hex = |list: Vec<Vec<u8>>| list.iter().map(|bytes| crate::frame::to_hex(bytes)).collect::<Vec<_>>().join(" ");
+    for (extension, conditions, commands) in [
+        ("", "", ""),
+        (";X3,220127", "220127", ""),
+        (";X3,220127X1,27", "220127 27", ""),
+        (";X3,220127;X1,27", "220127 27", ""),
+        (";cmds:0,X1,27", "", "27"),
+        (";X1,27;cmds:1,X2,2227X1,27", "27", "2227 27"),
+    ] {
+        let body = format!("Z0,1000,4{extension}");
+        let verdict = check(body.as_bytes(), &mut selection());
+        let Verdict::Insert(body, breakpoint, extension) = verdict else { panic!("{body}: {verdict:?}") };
+        assert_eq!((&body[..], breakpoint), (&b"Z0,1000,4"[..], Breakpoint::Software(Gva(0x1000))));
+        assert_eq!((hex(extension.conditions).as_str(), hex(extension.commands).as_str()), (conditions, commands));
+    }
+}
+
+#[test]
 fn malformed_packets_are_refused() {
     for body in [
         "m",
@@ -60,6 +79,17 @@ fn malformed_packets_are_refused() {
         "Z0,1",
         "Z0,1000,2",
         "Z1,1000,4;X1,0",
+        "Z1,1000,4;",
+        "Z1,1000,4;X1",
+        "Z1,1000,4;Xzz,00",
+        "Z1,1000,4;Xffffffffffffffff,00",
+        "Z1,1000,4;X1,0g",
+        "Z1,1000,4;X1,00Y",
+        "Z1,1000,4;cmds",
+        "Z1,1000,4;cmds:,X1,00",
+        "Z1,1000,4;cmds:0",
+        "Z1,1000,4;cmds:0,",
+        "z1,1000,4;X1,00",
         "c1000",
         "s1000",
         "vCont;",

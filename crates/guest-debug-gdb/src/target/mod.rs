@@ -6,6 +6,7 @@ mod memory;
 mod monitor;
 mod registers;
 mod resume;
+mod rules;
 mod threads;
 
 use crate::arch::GuestArch;
@@ -42,6 +43,10 @@ pub(crate) struct ClientState {
     pub last_refusal: Option<String>,
     /// Everything that it has ever inserted.
     pub inserted: HashSet<Breakpoint>,
+    /// Breakpoints with conditions or commands that came with their packet, from this client or the one before it.
+    pub ruled: HashSet<Breakpoint>,
+    /// Those whose conditions or message the user has set with `monitor`; packets without any leave them alone.
+    pub by_hand: HashSet<Breakpoint>,
 }
 
 impl ClientState {
@@ -91,7 +96,8 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
             .filter_map(|(reg, value)| Some((*reg, value?)))
             .filter(|(reg, _)| Description::IDENTITY.contains(reg))
             .collect();
-        let client = ClientState { current: Some(vcpu), ..ClientState::default() };
+        let ruled = vm.rules()?.into_iter().map(|info| info.breakpoint).collect();
+        let client = ClientState { current: Some(vcpu), ruled, ..ClientState::default() };
         Ok(Self { vm, description: Description::new(&readable, &identity), client })
     }
 

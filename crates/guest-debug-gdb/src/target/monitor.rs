@@ -11,11 +11,11 @@ struct Command<'v, V> {
     name: &'static str,
     arguments: &'static str,
     help: &'static str,
-    run: fn(&mut GuestTarget<'v, V>, &[&str]) -> Result<String, VmError>,
+    run: fn(&mut GuestTarget<'v, V>, &str) -> Result<String, VmError>,
 }
 
 impl<'v, V: DebugVm> GuestTarget<'v, V> {
-    const COMMANDS: [Command<'v, V>; 5] = [
+    const COMMANDS: [Command<'v, V>; 9] = [
         Command { name: "help", arguments: "", help: "this list", run: Self::help },
         Command {
             name: "breakpoints",
@@ -36,12 +36,37 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
             help: "read and write guest-physical memory instead of virtual",
             run: Self::switch_physical,
         },
+        Command {
+            name: "condition",
+            arguments: "ADDR [OPERAND COMPARISON NUMBER]",
+            help: "stop at ADDR only if so; alone it says how to write one, or with ADDR removes it",
+            run: Self::set_condition,
+        },
+        Command {
+            name: "message",
+            arguments: "ADDR [\"TEXT\" OPERAND ...]",
+            help: "print at ADDR instead of stopping; the same",
+            run: Self::set_message,
+        },
+        Command {
+            name: "ignore",
+            arguments: "ADDR COUNT",
+            help: "pass the next COUNT hits at ADDR",
+            run: Self::set_ignore_count,
+        },
+        Command {
+            name: "hits",
+            arguments: "",
+            help: "how often breakpoints with a condition, a message or an ignore count were hit",
+            run: Self::list_hits,
+        },
     ];
 
     /// The answer to a command line. Never an error: gdbstub would end the session.
     fn monitor(&mut self, line: &str) -> Result<String, VmError> {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (name, arguments) = words.split_first().map_or(("help", &[][..]), |(name, rest)| (*name, rest));
+        let line = line.trim();
+        let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let (name, arguments) = (if name.is_empty() { "help" } else { name }, arguments.trim());
         if let Some(command) = Self::COMMANDS.iter().find(|command| command.name == name) {
             return (command.run)(self, arguments);
         }
@@ -51,16 +76,16 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
         }
     }
 
-    fn help(&mut self, _: &[&str]) -> Result<String, VmError> {
+    fn help(&mut self, _: &str) -> Result<String, VmError> {
         let mut text = String::new();
         let own = Self::COMMANDS.iter().map(|c| (format!("{} {}", c.name, c.arguments), c.help.to_owned()));
         for (usage, help) in own.chain(self.vm.monitor_help()) {
-            let _ = writeln!(text, "{usage:<18} {help}");
+            let _ = writeln!(text, "{usage:<44} {help}");
         }
         Ok(text)
     }
 
-    fn list_breakpoints(&mut self, _: &[&str]) -> Result<String, VmError> {
+    fn list_breakpoints(&mut self, _: &str) -> Result<String, VmError> {
         let inserted = self.vm.breakpoints()?;
         let caps = self.vm.capabilities()?;
         let mut text = String::new();
@@ -92,13 +117,13 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
         Ok(text)
     }
 
-    fn list_vcpus(&mut self, _: &[&str]) -> Result<String, VmError> {
+    fn list_vcpus(&mut self, _: &str) -> Result<String, VmError> {
         let count = u32::try_from(self.vm.vcpu_states()?.len()).unwrap_or(u32::MAX);
         Ok((0..count).map(|n| self.describe_vcpu(VcpuId(n)) + "\n").collect())
     }
 
-    fn show_translation(&mut self, arguments: &[&str]) -> Result<String, VmError> {
-        let Some(address) = arguments.first().and_then(|text| parse_number(text)) else {
+    fn show_translation(&mut self, arguments: &str) -> Result<String, VmError> {
+        let Some(address) = arguments.split_whitespace().next().and_then(parse_number) else {
             return Ok("usage: monitor translate ADDR, a number such as 0xffff800008000000\n".to_owned());
         };
         let vcpu = self.current();
@@ -106,11 +131,11 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
         Ok(format!("{vcpu}: virtual {address:#x} is physical {:#x}\n", physical.0))
     }
 
-    fn switch_physical(&mut self, arguments: &[&str]) -> Result<String, VmError> {
+    fn switch_physical(&mut self, arguments: &str) -> Result<String, VmError> {
         match arguments {
-            ["on"] => self.client.physical = true,
-            ["off"] => self.client.physical = false,
-            [] => {}
+            "on" => self.client.physical = true,
+            "off" => self.client.physical = false,
+            "" => {}
             _ => return Ok("usage: monitor phys [on|off]\n".to_owned()),
         }
         let kind = if self.client.physical { "guest-physical" } else { "guest-virtual" };
@@ -134,7 +159,7 @@ impl<V: DebugVm> MonitorCmd for GuestTarget<'_, V> {
 }
 
 /// A decimal number, or a hexadecimal one behind `0x`.
-fn parse_number(text: &str) -> Option<u64> {
+pub(super) fn parse_number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
