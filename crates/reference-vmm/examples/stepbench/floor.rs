@@ -43,6 +43,22 @@ impl Bare {
         })
     }
 
+    /// Passes a breakpoint so many times: out of the guest at the hit, and over the instruction without it.
+    pub(crate) fn pass(&self, address: u64, hits: u64) -> Result<Duration, Error> {
+        let pass = |fd: &mut VcpuFd| {
+            payload::rewind(fd)?;
+            let started = Instant::now();
+            for _ in 0..hits {
+                debug(fd, KVM_GUESTDBG_USE_HW, Some(address))?;
+                run(fd)?;
+                debug(fd, KVM_GUESTDBG_SINGLESTEP, None)?;
+                run(fd)?;
+            }
+            Ok(started.elapsed())
+        };
+        thread::scope(|scope| scope.spawn(|| self.with_vcpu(pass)).join().map_err(|_| "the vCPU's thread panicked")?)
+    }
+
     /// The vCPU, outside the guest.
     pub(crate) fn with_vcpu<T>(&self, body: impl FnOnce(&mut VcpuFd) -> Result<T, Error>) -> Result<T, Error> {
         let vcpu = self.0.vcpus().first().ok_or("the VM has no vCPU")?;

@@ -4,6 +4,8 @@
 //! separated by tabs.
 
 #[cfg(target_arch = "aarch64")]
+mod condition;
+#[cfg(target_arch = "aarch64")]
 mod floor;
 #[cfg(target_arch = "aarch64")]
 mod payload;
@@ -26,6 +28,9 @@ fn main() {
 fn main() -> Result<(), Error> {
     for payload in payload::all() {
         steps(&payload)?;
+    }
+    for (name, rate, ratio) in condition::measure()? {
+        figure(name, rate, "1/s", Some(ratio));
     }
     let (ours, floor) = reply::measure()?;
     figure("hit to stop reply", ours * 1e6, "us", Some(floor / ours));

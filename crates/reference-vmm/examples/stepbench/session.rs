@@ -4,7 +4,8 @@ use crate::Error;
 use crate::payload::{self, BASE, Payload, STEPS};
 use guest_debug::arm64::Reg;
 use guest_debug::{
-    DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, ResumeAction, StopReason, VcpuError, VcpuId, VmHost, Wait,
+    Breakpoint, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, HitRule, ResumeAction, StopReason, VcpuError,
+    VcpuId, VmHost, Wait,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use reference_vmm::config::DebugMode;
@@ -65,20 +66,44 @@ impl<'a> Stepper<'a> {
         let range = BASE..BASE + 4 * STEPS;
         let started = Instant::now();
         self.session.resume(&[(BOOT, ResumeAction::StepRange(range))])?;
-        let stop = loop {
+        let reason = self.stop()?;
+        let took = started.elapsed();
+        if reason != StopReason::Step {
+            return Err(format!("stopped for {reason:?}").into());
+        }
+        payload::check_end(self.vcpu)?;
+        Ok(took)
+    }
+
+    /// Waits for the next stop.
+    fn stop(&self) -> Result<StopReason, Error> {
+        loop {
             if let Some(stop) = self.session.take_stop()? {
-                break stop;
+                return Ok(stop.reason);
             }
             if self.epoll.wait(TIMEOUT_MS, &mut [EpollEvent::default()])? == 0 {
                 return Err("no stop".into());
             }
-        };
-        let took = started.elapsed();
-        if stop.reason != StopReason::Step {
-            return Err(format!("stopped for {:?}", stop.reason).into());
         }
-        payload::check_end(self.vcpu)?;
-        Ok(took)
+    }
+
+    pub(crate) fn insert(&self, breakpoint: Breakpoint) -> Result<(), Error> {
+        Ok(self.session.insert(BOOT, breakpoint)?)
+    }
+
+    /// Runs from the start, with a register that the guest counts in at 0, to a hit that counts.
+    pub(crate) fn run_to_hit(&self, breakpoint: Breakpoint, rule: HitRule, counter: u8) -> Result<Duration, Error> {
+        payload::rewind(self.vcpu)?;
+        self.vcpu.set_u64(Reg::X(counter), 0)?;
+        self.session.set_rule(breakpoint, rule)?;
+        let started = Instant::now();
+        self.session.resume(&[])?;
+        let reason = self.stop()?;
+        let took = started.elapsed();
+        match reason {
+            StopReason::HardwareBreakpoint(_) | StopReason::SoftwareBreakpoint(_) => Ok(took),
+            reason => Err(format!("stopped for {reason:?}").into()),
+        }
     }
 }
 
