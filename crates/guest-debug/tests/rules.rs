@@ -11,11 +11,31 @@ use guest_debug::state::check;
 use guest_debug::{
     Breakpoint, Gva, HitCounts, HitRule, Restore, ResumeAction, SessionError, StopReason, VcpuId, VcpuState, WatchKind,
 };
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Counts in X1 for ever, from RAM + 4 to RAM + 12 and back.
 const LOOP: [u32; 4] = [NOP, COUNT, NOP, branch(-8)];
+/// The same, with an instruction at the breakpoint that only a CPU can execute.
+const STORE: [u32; 4] = [NOP, COUNT, STR_X1_X0, branch(-8)];
 const HIT: u64 = RAM + 8;
+
+/// Each kind of breakpoint on each kind of instruction.
+const CASES: [(Breakpoint, [u32; 4]); 4] = [
+    (Breakpoint::Hardware(Gva(HIT)), LOOP),
+    (Breakpoint::Software(Gva(HIT)), LOOP),
+    (Breakpoint::Hardware(Gva(HIT)), STORE),
+    (Breakpoint::Software(Gva(HIT)), STORE),
+];
+
+/// vCPUs that execute `code`, each with memory of its own to store in.
+fn start(vcpus: u32, code: &[u32]) -> Vm {
+    let vm = Vm::new(vcpus, code).start();
+    for id in 0..vcpus {
+        vm.set(id, Reg::X(0), RAM + 0x3000 + u64::from(id) * 8);
+    }
+    vm
+}
 
 fn when(condition: Expression) -> HitRule {
     HitRule { conditions: vec![condition], commands: Vec::new() }
@@ -47,8 +67,8 @@ fn reason_of(breakpoint: Breakpoint) -> StopReason {
 
 #[test]
 fn a_condition_stops_at_the_hit_that_it_is_true_for() {
-    for breakpoint in [hardware(HIT), software(HIT)] {
-        let vm = Vm::new(1, &LOOP).start();
+    for (breakpoint, code) in CASES {
+        let vm = start(1, &code);
         vm.session.insert(V0, breakpoint).unwrap();
         vm.session.set_rule(breakpoint, when(x1_is(100))).unwrap();
         vm.session.resume(&[]).unwrap();
@@ -84,27 +104,58 @@ fn any_true_condition_stops() {
 
 #[test]
 fn a_false_condition_stops_no_other_vcpu() {
-    // vCPU 1 runs code of its own, where it is kicked by nobody and parks for nobody: it is entered once.
-    let vm = Vm::new(2, &LOOP).start();
-    vm.load(RAM + 0x1000, &LOOP);
-    vm.set(1, Reg::Pc, RAM + 0x1000);
-    vm.session.insert(V0, hardware(HIT)).unwrap();
-    vm.session.insert(V0, write_watch(RAM + 0x2000, 8)).unwrap();
-    vm.session.set_rule(hardware(HIT), when(x1_is(0))).unwrap();
-    vm.session.resume(&[]).unwrap();
-    eventually(|| vm.get(1, Reg::X(1)) > 0);
-    let entries = || vm.vcpus[1].entries.load(std::sync::atomic::Ordering::Relaxed);
-    let before = entries();
-    eventually(|| vm.get(0, Reg::X(1)) > 500);
-    assert_eq!(entries(), before);
-    assert_eq!(vm.session.vcpu_states(), [VcpuState::Running; 2]);
-    assert_eq!(vm.session.take_stop().unwrap(), None, "no client hears of it");
+    for (breakpoint, code) in CASES {
+        // vCPU 1 runs code of its own, where it is kicked by nobody and parks for nobody: it is entered once.
+        let vm = start(2, &code);
+        vm.load(RAM + 0x1000, &LOOP);
+        vm.set(1, Reg::Pc, RAM + 0x1000);
+        vm.session.insert(V0, breakpoint).unwrap();
+        vm.session.set_rule(breakpoint, when(x1_is(0))).unwrap();
+        vm.session.resume(&[]).unwrap();
+        eventually(|| vm.get(1, Reg::X(1)) > 0);
+        let entries = || vm.vcpus[1].entries.load(Ordering::Relaxed);
+        let before = entries();
+        eventually(|| vm.get(0, Reg::X(1)) > 500);
+        // For a planted instruction that only the CPU can execute the others wait.
+        if (breakpoint, code) != (software(HIT), STORE) {
+            assert_eq!(entries(), before, "{breakpoint}");
+            assert_eq!(vm.session.vcpu_states(), [VcpuState::Running; 2]);
+        }
+        assert_eq!(vm.session.take_stop().unwrap(), None, "no client hears of it");
+    }
+}
+
+#[test]
+fn what_registers_are_enough_for_costs_one_exit() {
+    for (breakpoint, code, exits) in [(hardware(HIT), LOOP, 1), (software(HIT), LOOP, 1), (hardware(HIT), STORE, 2)] {
+        let vm = start(1, &code);
+        vm.session.insert(V0, breakpoint).unwrap();
+        vm.session.set_rule(breakpoint, when(x1_is(1000))).unwrap();
+        vm.session.resume(&[]).unwrap();
+        vm.stop();
+        let entries = vm.vcpus[0].entries.load(Ordering::Relaxed);
+        assert!((1000 * exits - 10..1000 * exits + 10).contains(&entries), "{breakpoint}: {entries}");
+    }
+}
+
+#[test]
+fn two_breakpoints_at_one_place_are_judged_each() {
+    let vm = start(1, &LOOP);
+    for (breakpoint, value) in [(hardware(HIT), 10), (software(HIT), 5)] {
+        vm.session.insert(V0, breakpoint).unwrap();
+        vm.session.set_rule(breakpoint, when(x1_is(value))).unwrap();
+    }
+    for (breakpoint, value) in [(software(HIT), 5), (hardware(HIT), 10)] {
+        vm.session.resume(&[]).unwrap();
+        assert_eq!(vm.stop().reason, reason_of(breakpoint));
+        assert_eq!(vm.get(0, Reg::X(1)), value);
+    }
 }
 
 #[test]
 fn both_vcpus_hit_and_none_gets_past_unseen() {
-    for breakpoint in [hardware(HIT), software(HIT)] {
-        let vm = Vm::new(2, &LOOP).start();
+    for (breakpoint, code) in CASES {
+        let vm = start(2, &code);
         vm.session.insert(V0, breakpoint).unwrap();
         vm.session.set_rule(breakpoint, when(x1_is(300))).unwrap();
         vm.session.resume(&[]).unwrap();
@@ -115,14 +166,14 @@ fn both_vcpus_hit_and_none_gets_past_unseen() {
         let counted = vm.get(0, Reg::X(1)) + vm.get(1, Reg::X(1));
         let about_to = (0..2).filter(|id| VcpuId(*id) != stop.vcpu && vm.pc(*id) == HIT).count() as u64;
         assert_eq!(counts(&vm, breakpoint).reached, counted - about_to, "{breakpoint}");
-        assert_eq!(vm.session.read_memory(V0, Gva(HIT), 4).unwrap(), NOP.to_le_bytes());
+        assert_eq!(vm.session.read_memory(V0, Gva(HIT), 4).unwrap(), code[2].to_le_bytes());
     }
 }
 
 #[test]
 fn a_client_stops_a_vm_whose_vcpus_pass_all_the_time() {
-    for breakpoint in [hardware(HIT), software(HIT)] {
-        let vm = Vm::new(2, &LOOP).start();
+    for (breakpoint, code) in CASES {
+        let vm = start(2, &code);
         vm.session.insert(V0, breakpoint).unwrap();
         vm.session.set_rule(breakpoint, when(x1_is(0))).unwrap();
         for _ in 0..100 {
@@ -136,7 +187,7 @@ fn a_client_stops_a_vm_whose_vcpus_pass_all_the_time() {
             assert_eq!(counts(&vm, breakpoint).reached, counted - about_to, "what was cut short is not counted twice");
         }
         vm.session.detach().unwrap();
-        assert_eq!(vm.word(HIT), NOP);
+        assert_eq!(vm.word(HIT), code[2]);
         assert!(vm.session.rules().is_empty(), "the next client has its own");
     }
 }
@@ -180,8 +231,8 @@ fn two_watches_of_one_store_are_judged_each() {
 
 #[test]
 fn hits_are_ignored_as_often_as_asked() {
-    for breakpoint in [hardware(HIT), software(HIT)] {
-        let vm = Vm::new(1, &LOOP).start();
+    for (breakpoint, code) in CASES {
+        let vm = start(1, &code);
         vm.session.insert(V0, breakpoint).unwrap();
         vm.session.set_ignore_count(breakpoint, 9).unwrap();
         vm.session.resume(&[]).unwrap();
@@ -206,8 +257,8 @@ fn says(text: &str) -> HitRule {
 
 #[test]
 fn a_message_is_printed_in_place_of_a_stop() {
-    for breakpoint in [hardware(HIT), software(HIT)] {
-        let vm = Vm::new(1, &LOOP).start();
+    for (breakpoint, code) in CASES {
+        let vm = start(1, &code);
         vm.session.insert(V0, breakpoint).unwrap();
         vm.session.set_rule(breakpoint, says("round %lu\\n")).unwrap();
         vm.session.resume(&[]).unwrap();
@@ -265,8 +316,8 @@ fn memory_is_looked_at_without_the_sessions_own_instructions() {
 
 #[test]
 fn a_range_of_steps_goes_through_a_false_condition() {
-    for breakpoint in [hardware(HIT), software(HIT)] {
-        let vm = Vm::new(1, &LOOP).start();
+    for (breakpoint, code) in CASES {
+        let vm = start(1, &code);
         vm.session.insert(V0, breakpoint).unwrap();
         vm.session.set_rule(breakpoint, when(x1_is(20))).unwrap();
         vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 16))]).unwrap();
@@ -282,8 +333,8 @@ fn a_range_of_steps_goes_through_a_false_condition() {
 
 #[test]
 fn rules_are_saved_and_go_on_at_the_other_side() {
-    for breakpoint in [hardware(HIT), software(HIT)] {
-        let vm = Vm::new(1, &LOOP).start();
+    for (breakpoint, code) in CASES {
+        let vm = start(1, &code);
         vm.session.insert(V0, breakpoint).unwrap();
         let late = compare(Operand::Register(1), Comparison::AboveOrEqual, 5000).unwrap();
         vm.session.set_rule(breakpoint, when(late)).unwrap();

@@ -3,9 +3,11 @@
 
 mod access;
 mod exclusive;
+mod simulate;
 
 pub use access::{Access, MAX_BLOCK, access};
 pub use exclusive::{MAX_INSTRUCTIONS, Sequence, exclusive_sequence};
+pub use simulate::{General, Simulated, simulate};
 
 use crate::arm64::SysReg;
 

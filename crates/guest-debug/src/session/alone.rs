@@ -21,6 +21,9 @@ impl VcpuDebugger {
         pc: Gva,
         reason: StopReason,
     ) -> Result<(), SessionError> {
+        if self.carry_out(vcpu, pc, true)? {
+            return Ok(());
+        }
         let Ok(gpa) = self.session.translate_by(self.id, vcpu, pc) else {
             self.stop(reason);
             return Ok(());

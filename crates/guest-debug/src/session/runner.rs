@@ -288,7 +288,7 @@ impl VcpuDebugger {
         if self.plan.has_breakpoint(pc) {
             if self.judge(vcpu, Breakpoint::Hardware(Gva(pc))) {
                 self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
-            } else {
+            } else if !self.carry_out(vcpu, Gva(pc), false)? {
                 self.mode = step(Goal::Run, Over::Breakpoint);
             }
             return Ok(());
