@@ -1,5 +1,5 @@
 # scenario: guest=linux cpus=2 timeout=300 moves=yes
-"""Conditions and ignore counts go with a VM that is saved and restored, and with one that migrates while it passes hits."""
+"""Conditions and ignore counts go with a VM that is saved and restored, and from there to another one by migration."""
 
 from fleet import *
 from moving import *

@@ -9,7 +9,8 @@ use guest_debug::agent::{Comparison, Expression, Operand, Width, compare, messag
 use guest_debug::arm64::Reg;
 use guest_debug::state::check;
 use guest_debug::{
-    Breakpoint, Gva, HitCounts, HitRule, Restore, ResumeAction, SessionError, StopReason, VcpuId, VcpuState, WatchKind,
+    Breakpoint, DebugExit, Entry, Gva, HitCounts, HitRule, Restore, ResumeAction, SessionError, StopReason, VcpuId,
+    VcpuState, Wait, WatchKind,
 };
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -443,4 +444,53 @@ fn rules_change_only_while_everything_is_stopped() {
     vm.session.resume(&[]).unwrap();
     let error = vm.session.set_rule(hardware(HIT), when(x1_is(0))).unwrap_err();
     assert!(matches!(error, SessionError::NotStopped(V0)));
+}
+
+/// A vCPU's thread may be busy in the VMM with a reset, for which every vCPU has to leave the guest.
+#[test]
+fn a_vcpu_that_does_not_come_to_wait_keeps_no_other_one() {
+    let vm = Vm::new(2, &STORE);
+    vm.session.attach().unwrap();
+    vm.session.insert(V0, software(HIT)).unwrap();
+    vm.session.set_rule(software(HIT), when(x1_is(1))).unwrap();
+    vm.session.resume(&[]).unwrap();
+    let [mut first, mut busy] = [V0, V1].map(|id| vm.session.vcpu_thread(id).unwrap());
+    assert_eq!((first.wait(), busy.wait()), (Wait::Run, Wait::Run));
+    assert_eq!(first.before_run(&*vm.vcpus[0]).unwrap(), Entry::Run);
+    vm.set(0, Reg::Pc, HIT);
+    let hit = DebugExit { syndrome: 0x3c << 26 | 1 << 25 | 0x67db, far: 0 };
+    let started = Instant::now();
+    first.on_debug_exit(&*vm.vcpus[0], hit).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(!busy.stop_requested() && !first.stop_requested());
+    assert_eq!((vm.session.take_stop().unwrap(), vm.pc(0)), (None, HIT), "it comes by again");
+    assert_eq!(counts(&vm, software(HIT)).reached, 0);
+    // Once the other one waits it gets over it.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !busy.stop_requested() {
+                std::thread::yield_now();
+            }
+            assert_eq!(busy.wait(), Wait::Run);
+        });
+        first.on_debug_exit(&*vm.vcpus[0], hit).unwrap();
+        assert_eq!(vm.word(HIT), STORE[2]);
+        assert_eq!(first.before_run(&*vm.vcpus[0]).unwrap(), Entry::Run);
+        vm.set(0, Reg::Pc, HIT + 4);
+        let step = DebugExit { syndrome: 0x32 << 26 | 1 << 25 | 0x22, far: 0 };
+        first.on_debug_exit(&*vm.vcpus[0], step).unwrap();
+    });
+    assert_ne!(vm.word(HIT), STORE[2], "planted again");
+    assert_eq!(counts(&vm, software(HIT)).reached, 1);
+}
+
+#[test]
+fn a_planted_hypervisor_call_stops_whatever_its_condition_is() {
+    const HVC: u32 = 0xd400_0002;
+    let vm = start(2, &[NOP, COUNT, HVC, branch(-8)]);
+    vm.session.insert(V0, software(HIT)).unwrap();
+    vm.session.set_rule(software(HIT), when(x1_is(0))).unwrap();
+    vm.session.resume(&[(V1, ResumeAction::Stay)]).unwrap();
+    assert_eq!(vm.stop().reason, StopReason::SoftwareBreakpoint(Gva(HIT)));
+    assert!(vm.session.take_messages().texts[0].contains("HVC or SMC"));
 }

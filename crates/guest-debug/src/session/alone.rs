@@ -5,13 +5,17 @@
 //! this vCPU parks only after it has let them go.
 
 use super::runner::{Goal, Mode, VcpuDebugger};
-use super::{DebugSession, Over, STOP_TIMEOUT, SessionError};
+use super::{DebugSession, Over, SessionError};
+use crate::arm64::insn::{self, Insn};
 use crate::{DebugVcpu, Gva, StopReason, VcpuId};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether this vCPU is wanted itself.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long the others may take. One that takes longer is busy in the VMM, perhaps with something for which this vCPU has
+/// to leave the guest as well, such as a reset: so this one comes by again, and its thread looks about in between.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 impl VcpuDebugger {
     /// Has the vCPU execute the instruction under the session's BRK at `pc`. If that can't be, the hit is reported.
@@ -28,14 +32,16 @@ impl VcpuDebugger {
             self.stop(reason);
             return Ok(());
         };
-        match self.session.begin_alone(self.id) {
-            Alone::Yes => {}
+        // A call of the hypervisor may wait for other vCPUs (CPU_OFF, CPU_SUSPEND), and they would wait for this one.
+        let word = self.session.fetch_physical(gpa);
+        if word.is_ok_and(|word| matches!(insn::decode(word), Insn::Hvc | Insn::Smc)) {
+            self.session.say(format!("{pc}: a software breakpoint on HVC or SMC stops, whatever its condition is\n"));
+            self.stop(reason);
+            return Ok(());
+        }
+        if !self.session.begin_alone(self.id) {
             // The guest comes by once more.
-            Alone::NotNow => return self.not_passed(),
-            Alone::Never => {
-                self.stop(reason);
-                return Ok(());
-            }
+            return self.not_passed();
         }
         self.alone = Some(gpa);
         self.session.software_mut().lift_one(gpa, &*self.session.ram)?;
@@ -69,19 +75,11 @@ impl VcpuDebugger {
     }
 }
 
-/// Whether all others wait.
-enum Alone {
-    Yes,
-    /// Somebody else wants this vCPU to wait.
-    NotNow,
-    /// One of them does not leave guest code.
-    Never,
-}
-
 impl DebugSession {
-    fn begin_alone(&self, me: VcpuId) -> Alone {
+    /// Has all others wait. Answers whether they do; not if somebody wants this vCPU to wait as well.
+    fn begin_alone(&self, me: VcpuId) -> bool {
         if self.alone.swap(true, Ordering::AcqRel) {
-            return Alone::NotNow;
+            return false;
         }
         for (id, slot) in self.slots().filter(|(id, _)| *id != me) {
             if slot.pause()
@@ -90,17 +88,17 @@ impl DebugSession {
                 host.kick(id);
             }
         }
-        let deadline = Instant::now() + STOP_TIMEOUT;
+        let deadline = Instant::now() + PATIENCE;
         for (_, slot) in self.slots().filter(|(id, _)| *id != me) {
             while !slot.wait_parked(LOOK) {
                 let wanted = self.slot(me).is_ok_and(|slot| slot.stop_requested());
                 if wanted || Instant::now() > deadline {
                     self.end_alone(me);
-                    return if wanted { Alone::NotNow } else { Alone::Never };
+                    return false;
                 }
             }
         }
-        Alone::Yes
+        true
     }
 
     fn end_alone(&self, me: VcpuId) {
