@@ -9,7 +9,7 @@ use proptest::prelude::*;
 mod mock;
 
 /// Beginnings of packets, so that arbitrary bytes get past the first look.
-const PREFIXES: [&str; 30] = [
+const PREFIXES: [&str; 32] = [
     "",
     "?",
     "g",
@@ -25,6 +25,8 @@ const PREFIXES: [&str; 30] = [
     "Z0,",
     "Z1,",
     "Z2,",
+    "Z1,1000,4;X",
+    "Z1,1000,4;cmds:0,X3,2201",
     "z0,",
     "z4,",
     "vCont;",
@@ -53,8 +55,26 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     let token = prop_oneof![
         address,
         any::<u8>().prop_map(|n| format!("{n:x}").into_bytes()),
-        prop::sample::select(vec![",", ":", ";", "=", ".", "p1.", "-1", "0", "+", "c", "s", "r", "x", "target.xml"])
-            .prop_map(|text| text.as_bytes().to_vec()),
+        prop::sample::select(vec![
+            ",",
+            ":",
+            ";",
+            "X",
+            "27",
+            "cmds:",
+            "=",
+            ".",
+            "p1.",
+            "-1",
+            "0",
+            "+",
+            "c",
+            "s",
+            "r",
+            "x",
+            "target.xml"
+        ])
+        .prop_map(|text| text.as_bytes().to_vec()),
     ];
     let likely = prop::collection::vec(token, 0..8).prop_map(|tokens| tokens.concat());
     let rest = prop_oneof![likely, prop::collection::vec(any::<u8>(), 0..64)];
@@ -136,4 +156,49 @@ fn the_longest_packet_that_is_announced_is_taken() {
     let mut out = Vec::new();
     stub.receive(&packet, &mut out).unwrap();
     assert!(out.ends_with(b"$OK#9a"), "{}", String::from_utf8_lossy(&out));
+}
+
+#[test]
+fn messages_that_are_not_read_are_dropped_and_counted() {
+    let vm = MockVm::new(1);
+    let mut stub = attached(&vm);
+    let mut out = Vec::new();
+    let mut packet = Vec::new();
+    encode(b"vCont;c", &mut packet);
+    stub.receive(&packet, &mut out).unwrap();
+    assert!(stub.is_running());
+    let texts = vec!["x".repeat(4096); 100];
+    vm.state().messages = guest_debug::Messages { texts, dropped: 7 };
+    stub.vm_event(&mut out).unwrap();
+    let shown = out.iter().filter(|byte| **byte == b'$').count();
+    assert!(out.len() < MAX_BACKLOG + 2 * 8300, "{} bytes", out.len());
+    assert!((30..40).contains(&shown), "{shown} of them were shown");
+    // What is read makes room, and the next look says what is missing.
+    out.clear();
+    stub.vm_event(&mut out).unwrap();
+    let mut expected = Vec::new();
+    let dropped = 7 + 100 - shown;
+    show(
+        format!("{dropped} messages of breakpoints were dropped: there was no room for them\n").as_bytes(),
+        &mut expected,
+    );
+    assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&expected));
+}
+
+#[test]
+fn what_was_printed_before_a_stop_is_shown_before_it() {
+    let vm = MockVm::new(1);
+    let mut stub = attached(&vm);
+    let mut out = Vec::new();
+    let mut packet = Vec::new();
+    encode(b"vCont;c", &mut packet);
+    stub.receive(&packet, &mut out).unwrap();
+    out.clear();
+    vm.state().messages.texts = vec!["before\n".to_owned()];
+    vm.stop(VmEvent::Stopped(StopEvent { vcpu: guest_debug::VcpuId(0), reason: StopReason::Interrupt }));
+    stub.vm_event(&mut out).unwrap();
+    let text = String::from_utf8_lossy(&out).into_owned();
+    let (message, stop) = text.split_once('#').unwrap();
+    assert_eq!(message, format!("$O{}", to_hex(b"before\n")));
+    assert!(stop.contains("$T02"), "{stop}");
 }

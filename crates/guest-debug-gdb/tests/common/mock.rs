@@ -1,7 +1,10 @@
 //! A VM without a hypervisor: registers, a few pages of memory, and a guest that runs to its next breakpoint.
 
 use guest_debug::arm64::{Reg, SysReg};
-use guest_debug::{Breakpoint, DebugCaps, Gva, ResumeAction, StopEvent, StopReason, VcpuId, VcpuState, WatchKind};
+use guest_debug::{
+    Breakpoint, DebugCaps, Gva, HitCounts, HitRule, Messages, ResumeAction, RuleInfo, StopEvent, StopReason, VcpuId,
+    VcpuState, WatchKind,
+};
 use guest_debug_gdb::{DebugVm, InsertedBreakpoint, MemoryAddress, VmError, VmEvent};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -32,6 +35,9 @@ pub struct State {
     pub keep: bool,
     /// How often the server looked for an event.
     pub looks: usize,
+    pub rules: BTreeMap<Breakpoint, HitRule>,
+    /// What breakpoints have printed.
+    pub messages: Messages,
     /// Refuse the next resume.
     pub refuse_resume: bool,
 }
@@ -243,6 +249,28 @@ impl DebugVm for MockVm {
             note: String::new(),
         };
         Ok(self.state().breakpoints.iter().map(inserted).collect())
+    }
+
+    fn has_rules(&self) -> bool {
+        true
+    }
+
+    fn set_rule(&self, breakpoint: Breakpoint, rule: HitRule) -> Result<(), VmError> {
+        self.state().rules.insert(breakpoint, rule);
+        Ok(())
+    }
+
+    fn rules(&self) -> Result<Vec<RuleInfo>, VmError> {
+        let info = |(breakpoint, rule): (&Breakpoint, &HitRule)| RuleInfo {
+            breakpoint: *breakpoint,
+            rule: rule.clone(),
+            counts: HitCounts::default(),
+        };
+        Ok(self.state().rules.iter().map(info).collect())
+    }
+
+    fn take_messages(&self) -> Result<Messages, VmError> {
+        Ok(std::mem::take(&mut self.state().messages))
     }
 
     fn registers(&self, vcpu: VcpuId) -> Result<Vec<Reg>, VmError> {
