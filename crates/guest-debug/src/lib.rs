@@ -12,6 +12,7 @@
 //! * [`VcpuDebugger`] belongs to a vCPU's thread, and decides there whatever does not stop the VM.
 //! * [`agent`] evaluates conditions and messages of breakpoints: gdb's agent expressions.
 //! * [`arm64`] holds the pure parts: register codecs, syndromes, instruction decoding, translation tables.
+//! * [`x86_64`] is the beginning of the same for x86_64: codecs and paging. No session uses them yet.
 //!
 //! # Example
 //!
@@ -141,6 +142,7 @@ pub mod state;
 mod stop;
 pub mod uapi;
 mod vcpu;
+pub mod x86_64;
 
 pub use ram::{GuestRam, RamError};
 pub use session::{
