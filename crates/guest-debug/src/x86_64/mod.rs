@@ -7,6 +7,7 @@
 pub mod dbgreg;
 pub mod slot;
 mod va;
+pub mod watch;
 
 pub use dbgreg::{Dr6, Dr7};
 pub use slot::{HwDebug, Slot};

@@ -129,8 +129,8 @@ pub enum Condition {
 /// One armed debug register. Its address is canonical and a multiple of its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot {
-    address: u64,
-    condition: Condition,
+    pub(super) address: u64,
+    pub(super) condition: Condition,
 }
 
 impl Slot {
