@@ -6,6 +6,7 @@
 
 pub mod dbgreg;
 pub mod slot;
+pub mod stop;
 mod va;
 pub mod watch;
 
