@@ -7,6 +7,7 @@
 pub mod dbgreg;
 pub mod slot;
 pub mod stop;
+pub mod translate;
 mod va;
 pub mod watch;
 
