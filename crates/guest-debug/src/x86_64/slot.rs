@@ -226,10 +226,12 @@ impl Slot {
 pub struct HwDebug {
     /// What DR0 to DR3 hold.
     pub slots: [Option<Slot>; SLOTS],
+    /// `GD`: the guest's accesses to its debug registers are debug exceptions.
+    pub general_detect: bool,
 }
 
 impl HwDebug {
-    /// The given slots, from DR0 on.
+    /// The given slots, from DR0 on, without general detect.
     ///
     /// # Errors
     ///
@@ -248,7 +250,7 @@ impl HwDebug {
     /// DR0 to DR7 as `debugreg` of the kernel's `struct kvm_guest_debug_arch` wants them: DR4 to DR6 are not looked at and 0.
     pub fn to_registers(&self) -> [u64; 8] {
         let mut registers = [0; 8];
-        let mut dr7 = Dr7::default();
+        let mut dr7 = Dr7 { gd: self.general_detect, ..Dr7::default() };
         for ((slot, control), register) in self.slots.iter().zip(&mut dr7.slots).zip(&mut registers) {
             if let Some(slot) = slot {
                 (*control, *register) = (slot.control(), slot.address);
@@ -259,14 +261,14 @@ impl HwDebug {
         registers
     }
 
-    /// The slots that DR0 to DR3 and DR7, the first four and the last of `registers`, arm.
+    /// The slots that DR0 to DR3 and DR7, the first four and the last of `registers`, arm, and general detect.
     ///
     /// # Errors
     ///
     /// As [`Slot::from_registers`], for the lowest slot that is in error.
     pub fn from_registers(registers: &[u64; 8], va: VaBits) -> Result<Self, SlotError> {
         let dr7 = Dr7::from_bits(registers[7]);
-        let mut hw = Self::default();
+        let mut hw = Self { general_detect: dr7.gd, ..Self::default() };
         for (n, slot) in hw.slots.iter_mut().enumerate() {
             *slot = Slot::from_registers(n, registers[n], dr7.slots[n], va)?;
         }

@@ -33,8 +33,9 @@ pub struct DebugExitArch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stop {
     /// INT3, opcode CC. It has not taken effect and pc is **on** it, not behind as in the guest's own handler: VMX and SVM
-    /// both intercept it before RIP is advanced, and KVM reports that RIP. A breakpoint planted at `address` needs no
-    /// rewinding of pc. The two-byte `INT 3` (CD 03) is not intercepted as #BP and never comes here.
+    /// both intercept it before RIP is advanced, and KVM reports that RIP; the kernel's selftest `debug_regs` asserts it. A
+    /// breakpoint planted at `address` needs no rewinding of pc. The two-byte `INT 3` (CD 03) is a software interrupt to
+    /// both, is not intercepted as #BP, and never comes here.
     Int3 {
         /// Linear address of the INT3.
         address: u64,
@@ -85,7 +86,8 @@ pub enum Cause {
         /// Number of the slot.
         slot: u8,
     },
-    /// The instruction at pc accesses a debug register and DR7.GD is set. A fault: it has not executed.
+    /// The instruction at pc accesses a debug register and DR7.GD is set. A fault: it has not executed. The GD that counts
+    /// is the debugger's while it has armed slots.
     GeneralDetect,
 }
 

@@ -36,6 +36,12 @@ fn nothing_armed_is_the_value_after_a_reset() {
 }
 
 #[test]
+fn general_detect_needs_no_slot() {
+    let hw = HwDebug { general_detect: true, ..HwDebug::default() };
+    assert_eq!(hw.to_registers(), [0, 0, 0, 0, 0, 0, 0, 0x2400]);
+}
+
+#[test]
 fn covered_bytes() {
     assert_eq!(slot(0x1003, Execute).covers(), 0x1003..=0x1003);
     assert_eq!(slot(0x1004, Write(Length::Four)).covers(), 0x1004..=0x1007);
@@ -102,8 +108,8 @@ fn slots() -> impl Strategy<Value = Slot> {
 
 proptest! {
     #[test]
-    fn slots_round_trip(slots: [bool; 4], of in prop::array::uniform4(slots())) {
-        let mut hw = HwDebug::default();
+    fn slots_round_trip(slots: [bool; 4], of in prop::array::uniform4(slots()), general_detect: bool) {
+        let mut hw = HwDebug { general_detect, ..HwDebug::default() };
         for (n, _) in slots.iter().enumerate().filter(|(_, armed)| **armed) {
             hw.slots[n] = Some(of[n]);
         }
