@@ -5,6 +5,7 @@
 //! editions); "APM" is the AMD64 Architecture Programmer's Manual, volume 2.
 
 pub mod dbgreg;
+mod reg;
 pub mod slot;
 pub mod stop;
 pub mod translate;
@@ -12,5 +13,6 @@ mod va;
 pub mod watch;
 
 pub use dbgreg::{Dr6, Dr7};
+pub use reg::Reg;
 pub use slot::{HwDebug, Slot};
 pub use va::VaBits;
