@@ -312,6 +312,50 @@ fn breakpoints_on_no_page_need_a_slot() {
 }
 
 #[test]
+fn breakpoints_can_be_planted_before_the_registers_are_there() {
+    let vm = Vm::new(1, &LOOP).start();
+    vm.session.insert(V0, software(RAM + 8)).unwrap();
+    let state = save(&vm);
+    let other = vm.restored(&state, CAPS, Restore::Arm);
+    other.session.plant_ahead().unwrap();
+    assert_ne!(other.word(RAM + 8), NOP);
+    let seen = other.session.read_physical(GuestAddress(RAM + 8), 4).unwrap();
+    assert_eq!(seen, NOP.to_le_bytes(), "it is as invisible as any");
+    assert_eq!(other.session.state().unwrap(), state);
+    // The last of memory comes.
+    other.load(RAM, &LOOP);
+    other.session.arm().unwrap();
+    assert_ne!(other.word(RAM + 8), NOP);
+    other.session.plant_ahead().unwrap();
+    let other = other.run();
+    other.session.attach().unwrap();
+    other.session.resume(&[]).unwrap();
+    assert_eq!(other.stop().reason, StopReason::SoftwareBreakpoint(Gva(RAM + 8)));
+}
+
+#[test]
+fn what_was_planted_ahead_is_gone_when_arming_fails() {
+    let vm = Vm::new(1, &LOOP).start();
+    vm.session.insert(V0, software(RAM + 8)).unwrap();
+    let mut state = save(&vm);
+    state.hardware.push(0x4000_0000);
+    let other = vm.restored(&state, DebugCaps { hw_bps: 0, ..CAPS }, Restore::Arm);
+    other.session.plant_ahead().unwrap();
+    other.session.arm().unwrap_err();
+    assert_eq!(other.word(RAM + 8), NOP);
+    assert_eq!(other.session.state().unwrap(), state);
+}
+
+#[test]
+fn nothing_is_planted_ahead_in_a_session_that_sleeps() {
+    let vm = Vm::new(1, &LOOP).start();
+    vm.session.insert(V0, software(RAM + 8)).unwrap();
+    let other = vm.restored(&save(&vm), CAPS, Restore::Dormant);
+    assert!(matches!(other.session.plant_ahead(), Err(SessionError::NotStopped(V0))));
+    assert_eq!(other.word(RAM + 8), NOP);
+}
+
+#[test]
 fn breakpoints_are_planted_only_on_the_instruction_that_was_saved() {
     let vm = Vm::new(1, &LOOP).start();
     vm.session.insert(V0, software(RAM + 4)).unwrap();

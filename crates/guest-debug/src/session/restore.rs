@@ -88,6 +88,30 @@ impl DebugSession {
         Ok(tables.stand_ins.keys().copied().collect())
     }
 
+    /// Plants the software breakpoints of a restored session ahead of [`Self::arm`], which then finds them there: for a
+    /// migration, whose memory is complete before the vCPUs' registers are. What is written to a place afterwards is looked
+    /// at again by `arm`. Does nothing in a session that is in force.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Ram`] when guest memory can't be written, and nothing is planted then. [`SessionError::NotStopped`]
+    /// for a dormant session, [`SessionError::Frozen`].
+    pub fn plant_ahead(&self) -> Result<(), SessionError> {
+        let tables = self.thawed()?;
+        let Some(state) = &tables.restored else { return Ok(()) };
+        // A guest that has not started yet may be free to.
+        if let Some((id, _)) = self.slots().find(|(_, slot)| slot.order() != Order::Stay) {
+            return Err(SessionError::NotStopped(id));
+        }
+        let mut software = SoftwareBreakpoints::from_state(&state.software);
+        if let Err(error) = software.plant_all(&*self.ram) {
+            let _ = software.lift_all(&*self.ram);
+            return Err(error.into());
+        }
+        *self.software_mut() = software;
+        Ok(())
+    }
+
     /// Whether the session was restored and is not in force: [`Restore::Dormant`], or [`Self::arm`] not called yet.
     pub fn is_dormant(&self) -> bool {
         self.tables().restored.is_some()
@@ -102,15 +126,21 @@ impl DebugSession {
             }
             return Ok(());
         };
-        state::fits_host(&state, &self.caps)?;
-        let stand_ins = self.stand_ins(&state)?;
-        let mut software = SoftwareBreakpoints::from_state(&state.software);
-        let also_software: Vec<_> = stand_ins.iter().map(|(name, _)| (*name, software.has_name(*name))).collect();
-        if let Err(error) = self.plant(&mut software, &stand_ins) {
+        // What was planted ahead, if it was.
+        let mut software = std::mem::take(&mut *self.software_mut());
+        if software.is_empty() {
+            software = SoftwareBreakpoints::from_state(&state.software);
+        }
+        let planted = state::fits_host(&state, &self.caps).map_err(SessionError::from).and_then(|_| {
+            let stand_ins = self.stand_ins(&state)?;
+            let also_software: Vec<_> = stand_ins.iter().map(|(name, _)| (*name, software.has_name(*name))).collect();
+            self.plant(&mut software, &stand_ins)?;
+            Ok(also_software)
+        });
+        let also_software = planted.inspect_err(|_| {
             // The error that began it is the one to tell.
             let _ = software.lift_all(&*self.ram);
-            return Err(error);
-        }
+        })?;
         *self.software_mut() = software;
         for ((_, slot), vcpu) in self.slots().zip(&state.vcpus) {
             let told = vcpu.told.as_ref();

@@ -7,7 +7,7 @@ use crate::config::{DebugLimits, DebugMode};
 use crate::control::Request;
 use crate::error::VmError;
 use crate::memory::{self, Ram};
-use crate::migration::{self, Connection, Destination, MigrationAddress, Offer, Source, Standstill, Switch};
+use crate::migration::{self, Connection, Destination, MigrationAddress, Offer, Source, Switch};
 use crate::operations::Operations;
 use crate::serial::Output;
 use crate::snapshot;
@@ -93,14 +93,16 @@ impl Source for Vm {
         self.take_dirty_pages()
     }
 
+    fn session_state(&self) -> Result<Option<GuestDebugState>, VmError> {
+        self.session_state()
+    }
+
+    fn state(&self) -> Result<VmState, VmError> {
+        self.state(None)
+    }
+
     fn switch(&self, body: &mut Switch<'_>) -> Result<(), VmError> {
-        self.while_stopped(Breakpoints::Planted, &mut |vm, halt| {
-            let started = Instant::now();
-            let debug = vm.session_state()?;
-            let session = started.elapsed();
-            body(Standstill { state: vm.state(debug)?, halt, session })?;
-            Ok(((), Afterwards::Gone))
-        })
+        self.while_stopped(Breakpoints::Planted, &mut |_, halt| body(halt).map(|()| ((), Afterwards::Gone)))
     }
 }
 
@@ -140,6 +142,13 @@ impl Destination for Receiver {
     fn set_session(&self, prepared: &mut Prepared, session: GuestDebugState) -> Result<(), VmError> {
         prepared.session = debug::restored_session(&prepared.machine, Some(&session), self.debug, &self.limits)?;
         Ok(())
+    }
+
+    fn plant(&self, Prepared { session, .. }: &Prepared) -> Result<(), VmError> {
+        match session {
+            Some(session) if self.debug == DebugMode::Run => Ok(session.plant_ahead()?),
+            _ => Ok(()),
+        }
     }
 
     fn restore(&self, Prepared { machine, session }: Prepared, state: &VmState) -> Result<(Vm, Duration), VmError> {

@@ -9,7 +9,7 @@ use crate::state::VmState;
 use guest_debug::state::GuestDebugState;
 use std::io::{BufReader, BufWriter};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
 /// How a VM is made from what comes over the connection.
@@ -36,7 +36,14 @@ pub trait Destination {
     /// What is wrong with it, or what this host lacks.
     fn set_session(&self, machine: &mut Self::Machine, session: GuestDebugState) -> Result<(), VmError>;
 
-    /// Restores everything else, memory being complete, and arms the session. Answers how long that took, too.
+    /// Plants breakpoints, memory being complete; a bit of it may be written once more.
+    ///
+    /// # Errors
+    ///
+    /// Why that is not possible.
+    fn plant(&self, machine: &Self::Machine) -> Result<(), VmError>;
+
+    /// Restores everything else and arms the session. Answers how long that took, too.
     ///
     /// # Errors
     ///
@@ -81,6 +88,7 @@ fn take<D: Destination>(
 ) -> Result<(D::Vm, Duration), VmError> {
     let zeroes = [0; PAGE as usize];
     let mut session_time = Duration::ZERO;
+    let mut planted = None;
     loop {
         let frame = Frame::read(reader)?;
         let ram = D::ram(&machine);
@@ -101,9 +109,18 @@ fn take<D: Destination>(
             }
             Kind::Session => {
                 destination.set_session(&mut machine, frame.json()?)?;
-                session_time = frame.began.elapsed();
+                session_time += frame.began.elapsed();
+            }
+            Kind::Complete => {
+                let started = Instant::now();
+                destination.plant(&machine)?;
+                planted = Some((Instant::now(), started.elapsed()));
             }
             Kind::State => {
+                // Where nothing else came for as long, it was not planting that kept the source.
+                session_time += planted.map_or(Duration::ZERO, |(end, time)| {
+                    if frame.began.saturating_duration_since(end) < time { time } else { Duration::ZERO }
+                });
                 let state: VmState = frame.json()?;
                 if state.guest_debug.is_some() {
                     return Err(failed("the peer sent a debug session in its State; it belongs into a Session"));

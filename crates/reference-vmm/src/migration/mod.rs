@@ -8,7 +8,8 @@
 //!   changed since, pass by pass      -------->     guest memory
 //!   stops the guest
 //!   MEMORY: the rest                 -------->
-//!   SESSION, if it has changed;
+//!   SESSION, if it has changed
+//!   COMPLETE                         -------->     plants breakpoints
 //!   STATE: vCPUs, devices            -------->     restored and armed
 //!                                    <--------     READY, or REFUSE with the reason
 //!   COMMIT                           -------->     the guest is the destination's from here on
@@ -29,5 +30,5 @@ mod wire;
 
 pub use address::{Connection, MigrationAddress, MigrationListener};
 pub use destination::{Destination, receive};
-pub use source::{Report, Source, Standstill, Switch, migrate};
+pub use source::{Report, Source, Switch, migrate};
 pub use wire::Offer;

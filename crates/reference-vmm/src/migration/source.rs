@@ -50,6 +50,20 @@ pub trait Source {
     /// What KVM answers.
     fn take_dirty_pages(&self) -> Result<Vec<u64>, VmError>;
 
+    /// The debug session, if there is one. Only while the VM is stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Debug`].
+    fn session_state(&self) -> Result<Option<GuestDebugState>, VmError>;
+
+    /// All of the VM but its memory and its debug session. Only while it is stopped.
+    ///
+    /// # Errors
+    ///
+    /// What KVM answers.
+    fn state(&self) -> Result<VmState, VmError>;
+
     /// Stops the VM and calls `body`. If it succeeds the VM is gone; otherwise it goes on as if nothing had been. May call
     /// it again when the guest was in the middle of a reset.
     ///
@@ -59,19 +73,8 @@ pub trait Source {
     fn switch(&self, body: &mut Switch<'_>) -> Result<(), VmError>;
 }
 
-/// What is done with a stopped VM.
-pub type Switch<'a> = dyn FnMut(Standstill) -> Result<(), VmError> + 'a;
-
-/// A VM that stands still.
-#[derive(Debug)]
-pub struct Standstill {
-    /// All of it but its memory.
-    pub state: VmState,
-    /// How long it took to bring it to a halt.
-    pub halt: Duration,
-    /// How long the debug session took to say what it is.
-    pub session: Duration,
-}
+/// What is done with a stopped VM; gets how long it took to bring it to a halt.
+pub type Switch<'a> = dyn FnMut(Duration) -> Result<(), VmError> + 'a;
 
 /// How a migration went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,7 +90,8 @@ pub struct Report {
     /// The part of it that it took to bring vCPUs to a halt and to put original instructions back.
     pub halt: Duration,
     /// The part of the downtime that a VM without a debug session would not have: the session saved, compared with what was
-    /// offered, sent and restored if it has changed, and armed.
+    /// offered, sent and restored if it has changed, and armed. Planting breakpoints is part of it where the source had to
+    /// wait for that.
     pub session: Duration,
 }
 
@@ -153,18 +157,23 @@ fn copy_and_switch(
     }
     progress("stopping the guest".to_owned());
     let started = Instant::now();
-    vm.switch(&mut |Standstill { mut state, halt, session }| {
+    vm.switch(&mut |halt| {
         // What the guest wrote behind the last pass.
         pages::add(&mut left, &vm.take_dirty_pages()?);
         report.last_pages = send_pages(vm, &left, false, writer)?;
+        let here = send_session(vm, offer, writer)?;
+        send_now(writer, Kind::Complete, &[])?;
+        // Reading registers takes its time, in which the destination plants breakpoints.
+        let state = vm.state()?;
+        // An interrupt controller may keep a part of its state in guest memory.
+        report.last_pages += send_pages(vm, &vm.take_dirty_pages()?, false, writer)?;
         report.pages += report.last_pages;
-        let here = send_session(state.guest_debug.take(), offer, writer)?;
         send_json(writer, Kind::State, &state)?;
         let there = Frame::expect(reader, Kind::Ready)?.duration()?;
         send_now(writer, Kind::Commit, &[])?;
         wait_however_long(reader);
         Frame::expect(reader, Kind::Running)?;
-        (report.downtime, report.halt, report.session) = (started.elapsed(), halt, session + here + there);
+        (report.downtime, report.halt, report.session) = (started.elapsed(), halt, here + there);
         Ok(())
     })?;
     Ok(report)
@@ -172,9 +181,9 @@ fn copy_and_switch(
 
 /// Sends the debug session if it is not what was offered; answers how long it took to find out and to write it down. That it
 /// goes through the connection is the destination's to count: here it may have to wait for memory that was sent before.
-fn send_session(session: Option<GuestDebugState>, offer: &Offer, to: &mut impl Write) -> Result<Duration, VmError> {
+fn send_session(vm: &dyn Source, offer: &Offer, to: &mut impl Write) -> Result<Duration, VmError> {
     let started = Instant::now();
-    let changed = session.filter(|session| offer.guest_debug.as_ref() != Some(session));
+    let changed = vm.session_state()?.filter(|session| offer.guest_debug.as_ref() != Some(session));
     let text = changed.as_ref().map(json).transpose()?;
     let time = started.elapsed();
     text.map_or(Ok(()), |text| send_now(to, Kind::Session, &text))?;
@@ -262,10 +271,17 @@ mod tests {
             Ok(vec![0])
         }
 
+        fn session_state(&self) -> Result<Option<GuestDebugState>, VmError> {
+            Ok(None)
+        }
+
+        fn state(&self) -> Result<VmState, VmError> {
+            Ok(VmState { guest_debug: None, ..sample() })
+        }
+
         fn switch(&self, body: &mut Switch<'_>) -> Result<(), VmError> {
             self.stopped.store(true, Ordering::SeqCst);
-            body(Standstill { state: sample(), halt: Duration::ZERO, session: Duration::ZERO })
-                .inspect_err(|_| self.stopped.store(false, Ordering::SeqCst))
+            body(Duration::ZERO).inspect_err(|_| self.stopped.store(false, Ordering::SeqCst))
         }
     }
 

@@ -80,10 +80,12 @@ pub(super) enum Kind {
     Running = 9,
     /// [`GuestDebugState`], JSON, where it is not what was offered.
     Session = 10,
+    /// Memory and session are complete, but for what the source may still find in memory.
+    Complete = 11,
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Offer,
         Self::Accept,
         Self::Refuse,
@@ -94,6 +96,7 @@ impl Kind {
         Self::Commit,
         Self::Running,
         Self::Session,
+        Self::Complete,
     ];
 
     fn longest(self) -> u64 {
@@ -103,7 +106,7 @@ impl Kind {
             Self::Memory => 8 + MAX_RUN,
             Self::Zeroes => 16,
             Self::Ready => 8,
-            Self::Accept | Self::Commit | Self::Running => 0,
+            Self::Accept | Self::Commit | Self::Running | Self::Complete => 0,
         }
     }
 }
