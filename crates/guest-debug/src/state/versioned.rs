@@ -2,7 +2,7 @@
 //!
 //! [`GuestDebugState`] implements `Versionize`, for a VMM that has it inside a larger struct. Read like that, it panics
 //! at a version map that maps a type to a version which it does not have, and it reads whatever version was written as
-//! the one that the caller names. [`write`] and [`read`] are for everybody else: the version is the state's own,
+//! the one that the caller names. [`write()`] and [`read()`] are for everybody else: the version is the state's own,
 //! compared before anything else is decoded, and the bytes are a whole state and nothing more.
 //!
 //! ```text
