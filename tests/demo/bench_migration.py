@@ -22,7 +22,7 @@ QUIET = 3.0
 # Most of the text of Debian's kernel; its symbols do not have the end.
 TEXT_BYTES = 10 << 20
 PC = 32
-REPORT = re.compile(r"stopped for ([\d.]+) ms: ([\d.]+) ms to bring it to a halt, ([\d.]+) ms for the debug session")
+REPORT = re.compile(r"(\d+) of them with the guest stopped for ([\d.]+) ms: ([\d.]+) ms to bring it to a halt, ([\d.]+) ms for the debug session")
 
 
 class Planted:
@@ -79,7 +79,8 @@ class Moving:
         self.client.stop_reply()
 
     def migrate(self) -> tuple[float, ...]:
-        """Downtime, the time to bring the guest to a halt, and the session's part, in ms. The guest is stopped afterwards."""
+        """Pages that were sent with the guest stopped; downtime, the time to bring it to a halt, and the session's part, in ms.
+        The guest is stopped afterwards."""
         run_until_quiet(self.client, self.planted, 0.5)
         to = receive()
         text = send(self.vm, to)
@@ -92,10 +93,11 @@ class Moving:
 
     def report(self, what: str) -> None:
         times = [self.migrate() for _ in range(MIGRATIONS)]
-        shares = sorted(100 * session / downtime for downtime, _, session in times)
-        print(f"{what}: downtime, median of {MIGRATIONS}\t{median(time[0] for time in times):.3f}\tms\t-")
-        print(f"{what}: the session's part, median\t{median(time[2] for time in times):.3f}\tms\t-")
-        print(f"{what}: the session's share, median\t{median(shares):.3f}\t%\t-")
+        pages, downtime, _, session = (median(column) for column in zip(*times))
+        print(f"{what}: sent with the guest stopped, median of {MIGRATIONS}\t{pages}\tpages\t-")
+        print(f"{what}: downtime, median\t{downtime:.3f}\tms\t-")
+        print(f"{what}: the session's part, median\t{session:.3f}\tms\t-")
+        print(f"{what}: the session's share, median\t{median(100 * time[3] / time[1] for time in times):.3f}\t%\t-")
 
 
 def body(agent: dict[str, int]) -> None:
