@@ -120,11 +120,13 @@ impl Control {
     pub fn end_operation(&self) {
         let mut state = self.lock();
         state.deferred = false;
+        // With the lock held throughout: the VM's own thread may take the request as soon as it can, and then the pause is
+        // its own.
         if state.request.is_some() {
             self.pause_for_request(&mut state);
+        } else {
+            self.unpause(&mut state);
         }
-        drop(state);
-        self.resume();
         self.changed.notify_all();
     }
 
@@ -154,7 +156,10 @@ impl Control {
 
     /// Lets vCPUs into the guest, unless another request came up meanwhile.
     pub fn resume(&self) {
-        let mut state = self.lock();
+        self.unpause(&mut self.lock());
+    }
+
+    fn unpause(&self, state: &mut State) {
         if state.request.is_none() && !state.ended {
             state.paused = false;
             self.attention.store(false, Ordering::SeqCst);
