@@ -54,7 +54,10 @@ def body() -> None:
     while where_it_is() == HARDWARE:
         cont()
         if where_it_is() == HARDWARE:
-            equal("calls that vCPU 1 has counted", u64(sym("syscalls") + 8), CALLS - 1)
+            # vCPU 0 meets it as well, and vCPU 1 runs until that stop has reached it.
+            expected = (CALLS - 1,) if gdb.selected_thread().num == 2 else (CALLS - 1, CALLS)
+            counted = u64(sym("syscalls") + 8)
+            check(counted in expected, f"vCPU 1 has counted {counted} calls, expected {expected}")
     equal("place", where_it_is(), "agent_done")
     equal("calls that the guest counted", [u64(sym("syscalls") + 8 * n) for n in range(2)], [CALLS, CALLS])
 
