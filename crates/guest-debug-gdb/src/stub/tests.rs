@@ -49,6 +49,16 @@ fn attached(vm: &MockVm) -> Stub<'_, MockVm> {
     Stub::new(vm).unwrap()
 }
 
+/// One whose client has let the guest run.
+fn running(vm: &MockVm) -> Stub<'_, MockVm> {
+    let mut stub = attached(vm);
+    let mut packet = Vec::new();
+    encode(b"vCont;c", &mut packet);
+    stub.receive(&packet, &mut Vec::new()).unwrap();
+    assert!(stub.is_running());
+    stub
+}
+
 /// A packet's body: a known beginning, then bytes that are likely to mean something, or any bytes.
 fn body() -> impl Strategy<Value = Vec<u8>> {
     let address = prop_oneof![Just(VIRTUAL), Just(u64::MAX), any::<u64>()].prop_map(|n| format!("{n:x}").into_bytes());
@@ -161,12 +171,8 @@ fn the_longest_packet_that_is_announced_is_taken() {
 #[test]
 fn messages_that_are_not_read_are_dropped_and_counted() {
     let vm = MockVm::new(1);
-    let mut stub = attached(&vm);
+    let mut stub = running(&vm);
     let mut out = Vec::new();
-    let mut packet = Vec::new();
-    encode(b"vCont;c", &mut packet);
-    stub.receive(&packet, &mut out).unwrap();
-    assert!(stub.is_running());
     let texts = vec!["x".repeat(4096); 100];
     vm.state().messages = guest_debug::Messages { texts, dropped: 7 };
     stub.vm_event(&mut out).unwrap();
@@ -188,12 +194,8 @@ fn messages_that_are_not_read_are_dropped_and_counted() {
 #[test]
 fn what_was_printed_before_a_stop_is_shown_before_it() {
     let vm = MockVm::new(1);
-    let mut stub = attached(&vm);
+    let mut stub = running(&vm);
     let mut out = Vec::new();
-    let mut packet = Vec::new();
-    encode(b"vCont;c", &mut packet);
-    stub.receive(&packet, &mut out).unwrap();
-    out.clear();
     vm.state().messages.texts = vec!["before\n".to_owned()];
     vm.stop(VmEvent::Stopped(StopEvent { vcpu: guest_debug::VcpuId(0), reason: StopReason::Interrupt }));
     stub.vm_event(&mut out).unwrap();

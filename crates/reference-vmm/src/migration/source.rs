@@ -87,7 +87,7 @@ pub struct Report {
     pub last_pages: u64,
     /// Time from the call to stop until the destination was about to run.
     pub downtime: Duration,
-    /// The part of it that it took to bring vCPUs to a halt and to put original instructions back.
+    /// The part of it that it took to bring vCPUs to a halt.
     pub halt: Duration,
     /// The part of the downtime that a VM without a debug session would not have: the session saved, compared with what was
     /// offered, sent and restored if it has changed, and armed. Planting breakpoints is part of it where the source had to
