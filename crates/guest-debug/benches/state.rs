@@ -140,6 +140,10 @@ fn save_and_restore(criterion: &mut Criterion, vcpus: u32, breakpoints: u64) {
     group.bench_function(BenchmarkId::new("state", &size), |bencher| {
         bencher.iter_with_large_drop(|| session.state().unwrap());
     });
+    let saved = session.save().unwrap();
+    group.bench_function(BenchmarkId::new("unchanged", &size), |bencher| {
+        bencher.iter(|| assert!(session.update_since(&saved).unwrap().is_none()));
+    });
     group.bench_function(BenchmarkId::new("json", &size), |bencher| {
         bencher.iter_with_large_drop(|| json(&session.state().unwrap()));
     });

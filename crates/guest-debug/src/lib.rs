@@ -146,8 +146,8 @@ pub mod x86_64;
 
 pub use ram::{GuestRam, RamError};
 pub use session::{
-    BreakpointInfo, DebugSession, Entry, HitCounts, HitRule, Messages, Removed, Restore, RuleInfo, SessionError,
-    VcpuDebugger, VmHost, Wait,
+    BreakpointInfo, DebugSession, Entry, HitCounts, HitRule, Messages, Removed, Restore, RuleInfo, SavedState,
+    SessionError, VcpuDebugger, VmHost, Wait,
 };
 pub use stop::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, Unsupported, VcpuId, VcpuState, WatchKind};
 pub use vcpu::{DebugCaps, DebugConfig, DebugExit, DebugVcpu, VcpuError};

@@ -123,3 +123,17 @@ fn twice_as_many_vcpus_cost_twice_as_much() {
     assert_eq!((two.0, two.1), ([1, 1, 512], [1, 0, 0]));
     assert!(two.2 <= 2 * one.2, "{} bytes, then {}", one.2, two.2);
 }
+
+#[test]
+fn what_arrived_ahead_costs_nothing_more_to_arm() {
+    let host = Arc::new(Host::default());
+    let counted = Counted(host.clone());
+    let session =
+        DebugSession::from_state(sample(1, 10_000), 1, CAPS, Arc::new(counted.clone()), Restore::Arm).unwrap();
+    session.set_host(Box::new(counted)).unwrap();
+    session.plant_ahead(GuestAddress(0x8000_0000), 10_000 * 64).unwrap();
+    assert_eq!(host.counts(), [157, 10_000, 0], "planted while the guest still runs at the source");
+    session.plant_ahead(GuestAddress(0x9000_0000), 1 << 20).unwrap();
+    session.arm().unwrap();
+    assert_eq!(host.counts(), [0, 0, 1], "a look at the one vCPU's pc");
+}

@@ -9,6 +9,7 @@ use crate::error::VmError;
 use guest_debug::state::{Architecture, GuestDebugState};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Version of [`VmState`] that this program writes, and the newest that it reads.
 pub const VM_STATE_VERSION: u32 = 1;
@@ -39,7 +40,7 @@ pub struct VmState {
     pub serial: SerialState,
     /// The debug session. A VMM without a debugger ignores it, and a snapshot without one is a VM that nobody debugged.
     #[serde(rename = "guest-debug", default, skip_serializing_if = "Option::is_none")]
-    pub guest_debug: Option<GuestDebugState>,
+    pub guest_debug: Option<Arc<GuestDebugState>>,
 }
 
 /// What a machine is made of: the host must have all of it before anything is restored.

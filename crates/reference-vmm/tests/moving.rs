@@ -104,6 +104,15 @@ mod tests {
     }
 
     fn by_migration(from: &Running, debug: DebugMode, limits: DebugLimits) -> Result<Running, VmError> {
+        by_migration_with(from, debug, limits, &mut drop)
+    }
+
+    fn by_migration_with(
+        from: &Running,
+        debug: DebugMode,
+        limits: DebugLimits,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Running, VmError> {
         let (here, there) = UnixStream::pair().unwrap();
         let receiving = thread::spawn(move || {
             let connection = Connection::new(Stream::Unix(there)).unwrap();
@@ -112,7 +121,7 @@ mod tests {
             migration::receive(&receiver, &connection, &mut drop)
         });
         let connection = Connection::new(Stream::Unix(here)).unwrap();
-        let sent = migration::migrate(&*from.vm, &connection, &mut drop);
+        let sent = migration::migrate(&*from.vm, &connection, progress);
         drop(connection);
         let received = receiving.join().unwrap();
         match sent {
@@ -293,6 +302,27 @@ mod tests {
             }
             assert_eq!(there.read::<1>(FIRST_NOP), [0xd503_201f_d503_201f], "the guest's code is its own");
         }
+    }
+
+    #[test]
+    fn what_a_client_changes_while_memory_goes_over_goes_with_it() {
+        let Some((source, client)) = prepared() else { return };
+        let mut changed = false;
+        let there = by_migration_with(&source, DebugMode::Run, DebugLimits::default(), &mut |line| {
+            // Behind the first pass: the other side has planted what it was offered.
+            if !changed && !line.starts_with("pass 1") {
+                client.0.remove(Breakpoint::Software(Gva(SECOND_NOP))).unwrap();
+                client.insert(Breakpoint::Software(Gva(FIRST_NOP)));
+                changed = true;
+            }
+        });
+        let there = there.unwrap();
+        assert!(changed);
+        drop(source);
+        let client = there.client();
+        assert_eq!(there.read::<1>(FIRST_NOP), [0xd503_201f_d42c_fb60], "the new one, and not the old one");
+        client.0.remove(Breakpoint::Software(Gva(FIRST_NOP))).unwrap();
+        assert_eq!(there.read::<1>(FIRST_NOP), [0xd503_201f_d503_201f]);
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub enum SessionError {
     /// The session is frozen, so that the VM can be saved.
     #[error("the VM is being saved; nothing may change until it goes on")]
     Frozen,
+    /// The session is armed, or was never restored; only one that waits to be armed can be given another state.
+    #[error("the debug session is in force; only one that waits to be armed can be given another state")]
+    InForce,
     /// The session can't be restored.
     #[error("the debug session can't be restored: {0}")]
     State(#[from] StateError),

@@ -11,6 +11,7 @@
 //!   take_stop       <-----   queue of stop events     <-----  stop: all others are kicked and park
 //! ```
 
+mod ahead;
 mod alone;
 mod client;
 mod control;
@@ -34,6 +35,7 @@ pub use messages::Messages;
 pub use restore::Restore;
 pub use rules::{HitCounts, HitRule, RuleInfo};
 pub use runner::{Entry, VcpuDebugger, Wait};
+pub use save::SavedState;
 pub(crate) use software::BRK;
 pub use software::Removed;
 

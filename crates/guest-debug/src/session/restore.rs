@@ -3,7 +3,7 @@
 use super::control::{Order, Told};
 use super::queue::Pending;
 use super::rules;
-use super::software::{InsertError, SoftwareBreakpoints};
+use super::software::{InsertError, SavedSoftware, SoftwareBreakpoints};
 use super::table::{Tables, Watch};
 use super::{DebugSession, SessionError};
 use crate::state::{self, GuestDebugState, StateError, StopState, ToldState, VcpuMode};
@@ -19,6 +19,30 @@ pub enum Restore {
     /// The guest runs as if nobody debugged it: nothing is armed and nothing planted. The state is kept for the next save,
     /// and for a client that attaches.
     Dormant,
+}
+
+/// The checked state of a session that is not in force.
+#[derive(Debug)]
+pub(super) struct Restored {
+    /// All but the software breakpoints.
+    pub(super) beside: GuestDebugState,
+    pub(super) software: SavedSoftware,
+}
+
+impl Restored {
+    pub(super) fn new(state: Arc<GuestDebugState>, vcpus: usize) -> Result<Self, StateError> {
+        if state.vcpus.len() != vcpus {
+            return Err(StateError::VcpuCount { found: state.vcpus.len(), expected: vcpus });
+        }
+        let mut beside = Arc::unwrap_or_clone(state);
+        let software = Arc::new(std::mem::take(&mut beside.software));
+        Ok(Self { beside, software })
+    }
+
+    /// All of it.
+    pub(super) fn state(&self) -> GuestDebugState {
+        GuestDebugState { software: self.software.to_vec(), ..self.beside.clone() }
+    }
 }
 
 impl DebugSession {
@@ -41,11 +65,8 @@ impl DebugSession {
             Restore::Arm => drop(state::fits(&state, &caps)?),
             Restore::Dormant => state::check(&state)?,
         }
-        if state.vcpus.len() != vcpus as usize {
-            let (found, expected) = (state.vcpus.len(), vcpus as usize);
-            return Err(StateError::VcpuCount { found, expected }.into());
-        }
-        let tables = Tables { restored: Some(state), ..Tables::default() };
+        let restored = Restored::new(state, vcpus as usize)?;
+        let tables = Tables { restored: Some(Arc::new(restored)), ..Tables::default() };
         Self::with_tables(vcpus, caps, ram, restore == Restore::Arm, tables)
     }
 
@@ -64,14 +85,14 @@ impl DebugSession {
     /// Nothing runs or is planted then.
     pub fn arm(&self) -> Result<Vec<Gva>, SessionError> {
         let mut tables = self.thawed()?;
-        let Some(state) = tables.restored.clone() else { return Ok(Vec::new()) };
+        let Some(restored) = tables.restored.clone() else { return Ok(Vec::new()) };
         if self.host.get().is_none() {
             return Err(SessionError::Host);
         }
         self.all_stopped()?;
         self.take_over(&mut tables)?;
         let plan = Arc::new(tables.plan());
-        for ((id, slot), vcpu) in self.slots().zip(&state.vcpus) {
+        for ((id, slot), vcpu) in self.slots().zip(&restored.beside.vcpus) {
             let action = match vcpu.mode {
                 VcpuMode::Stopped => ResumeAction::Stay,
                 VcpuMode::Running => ResumeAction::Continue,
@@ -88,30 +109,6 @@ impl DebugSession {
         Ok(tables.stand_ins.keys().copied().collect())
     }
 
-    /// Plants the software breakpoints of a restored session ahead of [`Self::arm`], which then finds them there: for a
-    /// migration, whose memory is complete before the vCPUs' registers are. What is written to a place afterwards is looked
-    /// at again by `arm`. Does nothing in a session that is in force.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError::Ram`] when guest memory can't be written, and nothing is planted then. [`SessionError::NotStopped`]
-    /// for a dormant session, [`SessionError::Frozen`].
-    pub fn plant_ahead(&self) -> Result<(), SessionError> {
-        let tables = self.thawed()?;
-        let Some(state) = &tables.restored else { return Ok(()) };
-        // A guest that has not started yet may be free to.
-        if let Some((id, _)) = self.slots().find(|(_, slot)| slot.order() != Order::Stay) {
-            return Err(SessionError::NotStopped(id));
-        }
-        let mut software = SoftwareBreakpoints::from_state(&state.software);
-        if let Err(error) = software.plant_all(&*self.ram) {
-            let _ = software.lift_all(&*self.ram);
-            return Err(error.into());
-        }
-        *self.software_mut() = software;
-        Ok(())
-    }
-
     /// Whether the session was restored and is not in force: [`Restore::Dormant`], or [`Self::arm`] not called yet.
     pub fn is_dormant(&self) -> bool {
         self.tables().restored.is_some()
@@ -120,21 +117,26 @@ impl DebugSession {
     /// Makes a restored state the session's own, every vCPU being stopped. On an error it is as if nothing had been
     /// tried.
     pub(super) fn take_over(&self, tables: &mut Tables) -> Result<(), SessionError> {
-        let Some(state) = tables.restored.clone() else {
+        let Some(restored) = tables.restored.clone() else {
             if !tables.armed {
                 self.queue().clear();
             }
             return Ok(());
         };
-        // What was planted ahead, if it was.
+        let state = &restored.beside;
         let mut software = std::mem::take(&mut *self.software_mut());
-        if software.is_empty() {
-            software = SoftwareBreakpoints::from_state(&state.software);
+        let ahead = tables.ahead.take();
+        if ahead.is_none() {
+            software = SoftwareBreakpoints::from_state(&restored.software);
         }
-        let planted = state::fits_host(&state, &self.caps).map_err(SessionError::from).and_then(|_| {
-            let stand_ins = self.stand_ins(&state)?;
+        let planted = state::fits_host(state, &self.caps).map_err(SessionError::from).and_then(|_| {
+            let stand_ins = self.stand_ins(state)?;
             let also_software: Vec<_> = stand_ins.iter().map(|(name, _)| (*name, software.has_name(*name))).collect();
-            self.plant(&mut software, &stand_ins)?;
+            match ahead {
+                Some(ahead) => ahead.plant_rest(&mut software, &*self.ram)?,
+                None => software.plant_all(&*self.ram)?,
+            }
+            self.plant_stand_ins(&mut software, &stand_ins)?;
             Ok(also_software)
         });
         let also_software = planted.inspect_err(|_| {
@@ -156,6 +158,7 @@ impl DebugSession {
             armed: state.attached,
             held: state.held,
             restored: None,
+            ahead: None,
             hardware: state.hardware.iter().copied().map(Gva).collect(),
             stand_ins: also_software.into_iter().collect(),
             watches: state
@@ -169,8 +172,11 @@ impl DebugSession {
         Ok(())
     }
 
-    fn plant(&self, software: &mut SoftwareBreakpoints, stand_ins: &[(Gva, GuestAddress)]) -> Result<(), SessionError> {
-        software.plant_all(&*self.ram)?;
+    fn plant_stand_ins(
+        &self,
+        software: &mut SoftwareBreakpoints,
+        stand_ins: &[(Gva, GuestAddress)],
+    ) -> Result<(), SessionError> {
         for &(name, gpa) in stand_ins {
             software.insert(name, gpa, &*self.ram).map_err(|error| match error {
                 InsertError::Address(error) => SessionError::from(error),

@@ -3,16 +3,34 @@
 use super::control::Order;
 use super::queue::Pending;
 use super::rules;
+use super::software::SavedSoftware;
 use super::table::Tables;
 use super::{DebugSession, STOP_TIMEOUT, SessionError};
 use crate::arm64::Reg;
 use crate::state::{
-    Architecture, GuestDebugState, STATE_VERSION, StepRange, StopState, ToldState, VcpuDebugState, VcpuMode, WatchState,
+    Architecture, GuestDebugState, STATE_VERSION, StateUpdate, StepRange, StopState, ToldState, VcpuDebugState,
+    VcpuMode, WatchState,
 };
-use crate::{ResumeAction, VcpuId};
+use crate::{Gva, ResumeAction, VcpuId};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
+
+/// A session's state, and what tells later whether the session still has it.
+#[derive(Debug, Clone)]
+pub struct SavedState {
+    state: Arc<GuestDebugState>,
+    software: SavedSoftware,
+    stand_ins: BTreeMap<Gva, bool>,
+}
+
+impl SavedState {
+    /// The state.
+    pub fn state(&self) -> &Arc<GuestDebugState> {
+        &self.state
+    }
+}
 
 impl DebugSession {
     /// Stops every vCPU and takes the session's breakpoints out of guest memory, so that the VM can be saved: registers
@@ -102,12 +120,56 @@ impl DebugSession {
     /// [`SessionError::NotStopped`] when a vCPU runs: freeze the session first. [`SessionError::Vcpu`].
     pub fn state(&self) -> Result<GuestDebugState, SessionError> {
         let tables = self.tables();
-        if let Some(state) = &tables.restored {
-            return Ok(GuestDebugState::clone(state));
+        match &tables.restored {
+            Some(restored) => Ok(restored.state()),
+            None => Ok(self.with_software(self.beside_software(&tables)?, &tables)),
         }
+    }
+
+    /// The same, in a form that [`Self::update_since`] takes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::state`].
+    pub fn save(&self) -> Result<SavedState, SessionError> {
+        let tables = self.tables();
+        let (state, software) = match &tables.restored {
+            Some(restored) => (restored.state(), restored.software.clone()),
+            None => {
+                let software = self.software().saved().clone();
+                (self.with_software(self.beside_software(&tables)?, &tables), software)
+            }
+        };
+        Ok(SavedState { state: Arc::new(state), software, stand_ins: tables.stand_ins.clone() })
+    }
+
+    /// What the state has become, if it is not what it was: for a VMM that has sent it ahead, to the other side's
+    /// [`Self::update`]. While no software breakpoint changes it costs the same for any number of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::state`].
+    pub fn update_since(&self, before: &SavedState) -> Result<Option<StateUpdate>, SessionError> {
+        let tables = self.tables();
+        let (state, same_software) = match &tables.restored {
+            Some(restored) => (restored.beside.clone(), Arc::ptr_eq(&restored.software, &before.software)),
+            None => (self.beside_software(&tables)?, self.software().is_still(&before.software)),
+        };
+        if same_software && tables.stand_ins == before.stand_ins {
+            let same = state.is_but_for_software(&before.state);
+            return Ok(if same { None } else { Some(StateUpdate { same_software: true, state }) });
+        }
+        let state = match &tables.restored {
+            Some(restored) => restored.state(),
+            None => self.with_software(state, &tables),
+        };
+        Ok(Some(StateUpdate { same_software: false, state }).filter(|update| update.state != *before.state))
+    }
+
+    /// The state without its software breakpoints.
+    fn beside_software(&self, tables: &Tables) -> Result<GuestDebugState, SessionError> {
         self.all_stopped()?;
         let (reported, pending, put_aside) = self.queue().all();
-        let keep = |name| tables.stand_ins.get(&name) != Some(&false);
         Ok(GuestDebugState {
             version: STATE_VERSION,
             architecture: Architecture::Aarch64,
@@ -120,7 +182,7 @@ impl DebugSession {
                 .iter()
                 .map(|watch| WatchState { address: watch.address.0, length: watch.length, kind: watch.kind })
                 .collect(),
-            software: self.software().state(keep),
+            software: Vec::new(),
             vcpus: self
                 .vcpus
                 .iter()
@@ -139,11 +201,22 @@ impl DebugSession {
         })
     }
 
+    fn with_software(&self, beside: GuestDebugState, tables: &Tables) -> GuestDebugState {
+        let mut software = self.software().state();
+        // What stands in for a hardware breakpoint is none of the client's.
+        let names: Vec<_> = tables.stand_ins.iter().filter(|(_, asked)| !**asked).map(|(name, _)| name.0).collect();
+        if !names.is_empty() {
+            software.iter_mut().for_each(|breakpoint| breakpoint.names.retain(|name| !names.contains(name)));
+            software.retain(|breakpoint| !breakpoint.names.is_empty());
+        }
+        GuestDebugState { software, ..beside }
+    }
+
     /// The vCPU that the client has selected.
     pub fn selected_vcpu(&self) -> Option<VcpuId> {
         let tables = self.tables();
         match &tables.restored {
-            Some(state) => state.selected_vcpu.map(VcpuId),
+            Some(restored) => restored.beside.selected_vcpu.map(VcpuId),
             None => tables.selected,
         }
     }

@@ -8,6 +8,7 @@ use crate::arm64::dbgreg::DbgRegError;
 use crate::state::SoftwareState;
 use crate::{GuestRam, Gva, RamError};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
 use vm_memory::GuestAddress;
 
 const PAGE: u64 = 4096;
@@ -44,7 +45,12 @@ struct Planted {
 pub(super) struct SoftwareBreakpoints {
     pages: HashMap<u64, BTreeMap<u64, Planted>>,
     by_name: HashMap<Gva, Few<u64>>,
+    /// What is saved of them, if somebody has asked since they changed last.
+    saved: OnceLock<SavedSoftware>,
 }
+
+/// Software breakpoints as they were at one time. While nothing changes, the list is the same one.
+pub(super) type SavedSoftware = Arc<Vec<SoftwareState>>;
 
 impl SoftwareBreakpoints {
     /// Plants a breakpoint that the client calls `name` at `gpa`. A second one at the same place only adds a name.
@@ -72,6 +78,7 @@ impl SoftwareBreakpoints {
             planted.names.insert(name);
         }
         self.by_name.entry(name).or_default().insert(gpa.0);
+        self.changed();
         Ok(())
     }
 
@@ -79,8 +86,10 @@ impl SoftwareBreakpoints {
     /// one by now.
     pub(super) fn remove(&mut self, name: Gva, ram: &dyn GuestRam) -> Result<Option<Removed>, RamError> {
         let Some(places) = self.by_name.get(&name) else { return Ok(None) };
+        let places = places.as_slice().to_vec();
         let mut removed = Removed::Restored;
-        for gpa in places.as_slice().to_vec() {
+        self.changed();
+        for gpa in places {
             let Some(planted) = self.at_mut(gpa) else { continue };
             if planted.names.as_slice().len() <= 1 {
                 if planted.armed && lift(gpa, planted, ram)? == Removed::Overwritten {
@@ -100,6 +109,7 @@ impl SoftwareBreakpoints {
         let result = self.lift_all(ram);
         self.pages.clear();
         self.by_name.clear();
+        self.changed();
         result
     }
 
@@ -120,27 +130,12 @@ impl SoftwareBreakpoints {
     /// else now, after a reboot for one, is another program's: it stays as it is.
     pub(super) fn plant_all(&mut self, ram: &dyn GuestRam) -> Result<(), RamError> {
         let mut code = [0; PAGE as usize];
-        for (&page, bucket) in &mut self.pages {
-            // A page is read at once where that saves reads.
-            let whole = bucket.len() > FEW_READS && ram.read(GuestAddress(page), &mut code).is_ok();
-            for (&gpa, planted) in bucket {
-                let mut now = [0; 4];
-                let read = match code.get((gpa - page) as usize..).and_then(|rest| rest.first_chunk()) {
-                    Some(bytes) if whole => {
-                        now = *bytes;
-                        true
-                    }
-                    _ => ram.read(GuestAddress(gpa), &mut now).is_ok(),
-                };
-                // Not even what counts as armed is sure to be: memory was reloaded under it.
-                planted.armed = read && now == BRK;
-                if !planted.armed && now == planted.original {
-                    write_code(ram, GuestAddress(gpa), &BRK)?;
-                    planted.armed = true;
-                }
-            }
-        }
-        Ok(())
+        self.pages.iter_mut().try_for_each(|(&page, bucket)| plant_page(page, bucket, ram, &mut code).map(drop))
+    }
+
+    /// The same on one page. Answers whether all of its breakpoints are in memory now.
+    pub(super) fn plant_page(&mut self, page: u64, ram: &dyn GuestRam) -> Result<bool, RamError> {
+        self.pages.get_mut(&page).map_or(Ok(true), |bucket| plant_page(page, bucket, ram, &mut [0; PAGE as usize]))
     }
 
     /// Takes over a BRK of ours that the guest has copied, page and all, to a place that is mapped at the same
@@ -157,6 +152,7 @@ impl SoftwareBreakpoints {
         planted.original = original;
         planted.armed = true;
         self.by_name.entry(name).or_default().insert(gpa.0);
+        self.changed();
         true
     }
 
@@ -172,28 +168,45 @@ impl SoftwareBreakpoints {
     pub(super) fn plant_one(&mut self, gpa: GuestAddress, ram: &dyn GuestRam) -> Result<(), RamError> {
         let Some(planted) = self.at_mut(gpa.0) else { return Ok(()) };
         if !planted.armed {
-            // The instruction that was stepped may have written here.
-            ram.read(gpa, &mut planted.original)?;
+            let mut original = [0; 4];
+            ram.read(gpa, &mut original)?;
             write_code(ram, gpa, &BRK)?;
             planted.armed = true;
+            // The instruction that was stepped may have written here.
+            if std::mem::replace(&mut planted.original, original) != original {
+                self.changed();
+            }
         }
         Ok(())
     }
 
-    /// What is saved of them, but for the names that `keep` refuses.
-    pub(super) fn state(&self, keep: impl Fn(Gva) -> bool) -> Vec<SoftwareState> {
+    /// What is saved of them.
+    pub(super) fn state(&self) -> Vec<SoftwareState> {
+        if let Some(saved) = self.saved.get() {
+            return saved.to_vec();
+        }
         let mut pages: Vec<_> = self.pages.iter().collect();
         pages.sort_unstable_by_key(|(page, _)| **page);
         let all = pages.into_iter().flat_map(|(_, bucket)| bucket).map(|(&physical, planted)| SoftwareState {
             physical,
             original: planted.original,
-            names: planted.names.as_slice().iter().filter(|name| keep(**name)).map(|name| name.0).collect(),
+            names: planted.names.as_slice().iter().map(|name| name.0).collect(),
         });
-        all.filter(|breakpoint| !breakpoint.names.is_empty()).collect()
+        all.collect()
+    }
+
+    /// The same. As long as it is, it is the same allocation.
+    pub(super) fn saved(&self) -> &SavedSoftware {
+        self.saved.get_or_init(|| Arc::new(self.state()))
+    }
+
+    /// Whether nothing has changed since [`Self::saved`] answered with this.
+    pub(super) fn is_still(&self, saved: &SavedSoftware) -> bool {
+        self.saved.get().is_some_and(|now| Arc::ptr_eq(now, saved))
     }
 
     /// The breakpoints of a checked state, none of them planted.
-    pub(super) fn from_state(list: &[SoftwareState]) -> Self {
+    pub(super) fn from_state(list: &SavedSoftware) -> Self {
         let mut software = Self { by_name: HashMap::with_capacity(list.len()), ..Self::default() };
         let planted = |breakpoint: &SoftwareState| {
             let names = Few::from_ascending(breakpoint.names.iter().copied().map(Gva));
@@ -209,6 +222,7 @@ impl SoftwareBreakpoints {
                 software.pages.insert(page(first.physical), bucket.iter().map(planted).collect());
             }
         }
+        software.saved = list.clone().into();
         software
     }
 
@@ -247,6 +261,9 @@ impl SoftwareBreakpoints {
             originals.push((at, original));
         }
         write_code(ram, gpa, &merged)?;
+        if !originals.is_empty() {
+            self.changed();
+        }
         for (at, original) in originals {
             if let Some(planted) = self.at_mut(at) {
                 planted.original = original;
@@ -271,6 +288,15 @@ impl SoftwareBreakpoints {
 
     pub(super) fn is_empty(&self) -> bool {
         self.pages.is_empty()
+    }
+
+    /// The pages with breakpoints, in no order.
+    pub(super) fn pages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.pages.keys().copied()
+    }
+
+    fn changed(&mut self) {
+        self.saved = OnceLock::new();
     }
 
     fn at(&self, gpa: u64) -> Option<&Planted> {
@@ -332,8 +358,39 @@ fn overlap(access: u64, breakpoint: u64) -> (usize, usize) {
     (breakpoint.saturating_sub(access) as usize, access.saturating_sub(breakpoint) as usize)
 }
 
-fn page(gpa: u64) -> u64 {
+/// The page of an address.
+pub(super) fn page(gpa: u64) -> u64 {
     gpa & !(PAGE - 1)
+}
+
+/// Plants what belongs to a page. Answers whether all of it is in memory now.
+fn plant_page(
+    page: u64,
+    bucket: &mut BTreeMap<u64, Planted>,
+    ram: &dyn GuestRam,
+    code: &mut [u8; PAGE as usize],
+) -> Result<bool, RamError> {
+    // A page is read at once where that saves reads.
+    let whole = bucket.len() > FEW_READS && ram.read(GuestAddress(page), code).is_ok();
+    let mut complete = true;
+    for (&gpa, planted) in bucket {
+        let mut now = [0; 4];
+        let read = match code.get((gpa - page) as usize..).and_then(|rest| rest.first_chunk()) {
+            Some(bytes) if whole => {
+                now = *bytes;
+                true
+            }
+            _ => ram.read(GuestAddress(gpa), &mut now).is_ok(),
+        };
+        // Not even what counts as armed is sure to be: memory was reloaded under it.
+        planted.armed = read && now == BRK;
+        if !planted.armed && now == planted.original {
+            write_code(ram, GuestAddress(gpa), &BRK)?;
+            planted.armed = true;
+        }
+        complete &= planted.armed;
+    }
+    Ok(complete)
 }
 
 fn lift(gpa: u64, planted: &mut Planted, ram: &dyn GuestRam) -> Result<Removed, RamError> {

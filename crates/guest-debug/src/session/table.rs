@@ -1,9 +1,10 @@
 //! The breakpoints and watchpoints of a session, and the immutable plan that vCPUs run by.
 
 use super::SessionError;
+use super::ahead::Ahead;
+use super::restore::Restored;
 use super::rules::Rules;
 use crate::arm64::{BreakpointSlot, HwDebug, WatchSlot, watch};
-use crate::state::GuestDebugState;
 use crate::{Breakpoint, DebugCaps, Gva, VcpuId, WatchKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,7 +31,9 @@ pub(super) struct Tables {
     /// What is set up is in force: a client is attached, or was when the session was saved.
     pub(super) armed: bool,
     /// A session that was restored and is not armed.
-    pub(super) restored: Option<Arc<GuestDebugState>>,
+    pub(super) restored: Option<Arc<Restored>>,
+    /// How far its software breakpoints are planted, where they are while guest memory still arrives.
+    pub(super) ahead: Option<Ahead>,
     /// The VM was made to wait for a client, and none has resumed it yet.
     pub(super) held: bool,
     pub(super) hardware: BTreeSet<Gva>,

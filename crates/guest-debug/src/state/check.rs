@@ -58,6 +58,13 @@ pub(crate) fn fits_host(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit
 /// [`StateError::Version`], [`StateError::Architecture`], and [`StateError::Field`] with the path of the first field that
 /// can't be as it is.
 pub fn check(state: &GuestDebugState) -> Result<(), StateError> {
+    check_but_for_software(state, !state.software.is_empty())?;
+    ascending(&state.software, |breakpoint| breakpoint.physical, |index| format!("software[{index}].physical"))?;
+    state.software.iter().enumerate().try_for_each(|(index, breakpoint)| check_software(index, breakpoint))
+}
+
+/// The same of all but the software breakpoints, of which there are some or not.
+pub(crate) fn check_but_for_software(state: &GuestDebugState, has_software: bool) -> Result<(), StateError> {
     if !(1..=STATE_VERSION).contains(&state.version) {
         return Err(StateError::Version { found: state.version });
     }
@@ -69,14 +76,10 @@ pub fn check(state: &GuestDebugState) -> Result<(), StateError> {
     }
     check_hardware(state)?;
     check_watches(state)?;
-    ascending(&state.software, |breakpoint| breakpoint.physical, |index| format!("software[{index}].physical"))?;
-    for (index, breakpoint) in state.software.iter().enumerate() {
-        check_software(index, breakpoint)?;
-    }
     check_vcpus(state)?;
     check_stops(state)?;
     rule::check(state)?;
-    if !state.attached { check_unattached(state) } else { Ok(()) }
+    if !state.attached { check_unattached(state, has_software) } else { Ok(()) }
 }
 
 fn check_hardware(state: &GuestDebugState) -> Result<(), StateError> {
@@ -233,12 +236,12 @@ fn check_stop(state: &GuestDebugState, stop: &StopState, path: &str) -> Result<(
 }
 
 /// What only a client can have set up is not there without one.
-fn check_unattached(state: &GuestDebugState) -> Result<(), StateError> {
+fn check_unattached(state: &GuestDebugState, has_software: bool) -> Result<(), StateError> {
     let lists = [
         ("selected_vcpu", state.selected_vcpu.is_none()),
         ("hardware", state.hardware.is_empty()),
         ("watches", state.watches.is_empty()),
-        ("software", state.software.is_empty()),
+        ("software", !has_software),
         ("reported", state.reported.is_none()),
         ("pending", state.pending.is_empty()),
         ("put_aside", state.put_aside.is_empty()),

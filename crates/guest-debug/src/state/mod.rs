@@ -25,7 +25,7 @@ mod rule;
 pub mod versioned;
 
 pub use check::{Fit, check, fits};
-pub(crate) use check::{MAX_TOLD, fits_host};
+pub(crate) use check::{MAX_TOLD, check_but_for_software, fits_host};
 pub use error::{FieldError, StateError};
 pub use rule::{BreakpointState, RuleState};
 pub(crate) use rule::{MAX_EXPRESSIONS, MAX_RULES, MAX_RULES_BYTES, check_breakpoint};
@@ -96,6 +96,48 @@ pub struct GuestDebugState {
     #[cfg_attr(feature = "versionize", version(start = 2))]
     #[cfg_attr(feature = "serde", serde(default))]
     pub rules: Vec<RuleState>,
+}
+
+impl GuestDebugState {
+    /// Whether all but the software breakpoints is the same.
+    pub(crate) fn is_but_for_software(&self, other: &Self) -> bool {
+        let Self {
+            version,
+            architecture,
+            attached,
+            held,
+            selected_vcpu,
+            hardware,
+            watches,
+            software: _,
+            vcpus,
+            reported,
+            pending,
+            put_aside,
+            rules,
+        } = self;
+        *version == other.version
+            && *architecture == other.architecture
+            && *attached == other.attached
+            && *held == other.held
+            && *selected_vcpu == other.selected_vcpu
+            && *hardware == other.hardware
+            && *watches == other.watches
+            && *vcpus == other.vcpus
+            && *reported == other.reported
+            && *pending == other.pending
+            && *put_aside == other.put_aside
+            && *rules == other.rules
+    }
+}
+
+/// What a session's state has become since it was sent ahead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateUpdate {
+    /// The software breakpoints are those that were sent; the list in `state` is empty and stands for them.
+    pub same_software: bool,
+    /// The state as it is now.
+    pub state: GuestDebugState,
 }
 
 /// A watch, as it was asked for.

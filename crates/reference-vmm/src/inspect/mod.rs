@@ -69,7 +69,7 @@ pub fn open(directory: &Path) -> Result<Frozen, VmError> {
     });
     let (address, length) = (GuestAddress(RAM_BASE), machine.memory_mib << 20);
     let memory = vec![FrozenRegion { address, length, file: Arc::new(file), offset: 0 }];
-    Frozen::new(architecture, vcpus.collect(), memory, guest_debug).map_err(|error| {
+    Frozen::new(architecture, vcpus.collect(), memory, guest_debug.map(Arc::unwrap_or_clone)).map_err(|error| {
         let path = directory.join(STATE_FILE);
         VmError::Snapshot { path, reason: error.to_string() }
     })

@@ -33,7 +33,7 @@ pub(super) fn session(machine: &Machine, hold: bool, limits: &DebugLimits) -> Re
 /// [`VmError::Debug`] with the field that is wrong, or with what this host lacks.
 pub(super) fn restored_session(
     machine: &Machine,
-    state: Option<&GuestDebugState>,
+    state: Option<Arc<GuestDebugState>>,
     debug: DebugMode,
     limits: &DebugLimits,
 ) -> Result<Option<Arc<DebugSession>>, VmError> {

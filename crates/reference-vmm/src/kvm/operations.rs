@@ -12,11 +12,11 @@ use crate::operations::Operations;
 use crate::serial::Output;
 use crate::snapshot;
 use crate::state::VmState;
-use guest_debug::DebugSession;
-use guest_debug::state::GuestDebugState;
+use guest_debug::state::StateUpdate;
+use guest_debug::{DebugSession, SavedState};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use vm_memory::{Bytes as _, GuestAddress};
 
 impl Operations for Vm {
@@ -65,10 +65,12 @@ impl Operations for Vm {
 }
 
 impl Source for Vm {
-    fn offer(&self) -> Result<Offer, VmError> {
-        let debug =
-            self.while_stopped(Breakpoints::Planted, &mut |vm, _| Ok((vm.session_state()?, Afterwards::GoOn)))?;
-        Ok(Offer::new(self.machine_state().clone(), debug))
+    fn offer(&self) -> Result<(Offer, Option<SavedState>), VmError> {
+        let saved = self.while_stopped(Breakpoints::Planted, &mut |vm, _| {
+            Ok((vm.session().map(|session| session.save()).transpose()?, Afterwards::GoOn))
+        })?;
+        let session = saved.as_ref().map(|saved| saved.state().clone());
+        Ok((Offer::new(self.machine_state().clone(), session), saved))
     }
 
     fn memory_size(&self) -> u64 {
@@ -93,8 +95,8 @@ impl Source for Vm {
         self.take_dirty_pages()
     }
 
-    fn session_state(&self) -> Result<Option<GuestDebugState>, VmError> {
-        self.session_state()
+    fn session_update(&self, before: &SavedState) -> Result<Option<StateUpdate>, VmError> {
+        self.session().map_or(Ok(None), |session| Ok(session.update_since(before)?))
     }
 
     fn state(&self) -> Result<VmState, VmError> {
@@ -126,12 +128,12 @@ impl Destination for Receiver {
     type Machine = Prepared;
     type Vm = Vm;
 
-    fn prepare(&self, offer: &Offer) -> Result<Prepared, VmError> {
+    fn prepare(&self, offer: Offer) -> Result<Prepared, VmError> {
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
         let output = output.ok_or(VmError::Busy("a VM was received already"))?;
         let machine = Machine::like(&offer.machine, output)?;
         // Here, while the guest still runs at the source, and as a rule it does not change until it stops.
-        let session = debug::restored_session(&machine, offer.guest_debug.as_ref(), self.debug, &self.limits)?;
+        let session = debug::restored_session(&machine, offer.guest_debug, self.debug, &self.limits)?;
         Ok(Prepared { machine, session })
     }
 
@@ -139,19 +141,22 @@ impl Destination for Receiver {
         prepared.machine.ram()
     }
 
-    fn set_session(&self, prepared: &mut Prepared, session: GuestDebugState) -> Result<(), VmError> {
-        prepared.session = debug::restored_session(&prepared.machine, Some(&session), self.debug, &self.limits)?;
-        Ok(())
-    }
-
-    fn plant(&self, Prepared { session, .. }: &Prepared) -> Result<(), VmError> {
-        match session {
-            Some(session) if self.debug == DebugMode::Run => Ok(session.plant_ahead()?),
+    fn written(&self, prepared: &Prepared, address: GuestAddress, length: u64) -> Result<(), VmError> {
+        match &prepared.session {
+            Some(session) if self.debug == DebugMode::Run => Ok(session.plant_ahead(address, length)?),
             _ => Ok(()),
         }
     }
 
-    fn restore(&self, Prepared { machine, session }: Prepared, state: &VmState) -> Result<(Vm, Duration), VmError> {
+    fn restore(&self, Prepared { machine, session }: Prepared, state: &VmState) -> Result<Vm, VmError> {
         Vm::restored_with(machine, session, state, self.debug)
+    }
+
+    fn arm(&self, vm: &Vm, update: Option<StateUpdate>) -> Result<(), VmError> {
+        if let Some(update) = update {
+            let offered = VmError::Migration("the peer sent a Session and has offered none".to_owned());
+            vm.session().ok_or(offered)?.update(update)?;
+        }
+        vm.arm(self.debug)
     }
 }

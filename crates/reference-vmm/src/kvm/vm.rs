@@ -74,12 +74,13 @@ impl Vm {
         debug: DebugMode,
         limits: &DebugLimits,
     ) -> Result<Self, VmError> {
-        let session = debug::restored_session(&machine, state.guest_debug.as_ref(), debug, limits)?;
-        Self::restored_with(machine, session, state, debug).map(|(vm, _)| vm)
+        let session = debug::restored_session(&machine, state.guest_debug.clone(), debug, limits)?;
+        let vm = Self::restored_with(machine, session, state, debug)?;
+        vm.arm(debug)?;
+        Ok(vm)
     }
 
-    /// The same with a debug session that was restored already, whatever the state has. Answers how long it took to arm it,
-    /// too.
+    /// The same with a debug session that was restored already, whatever the state has; it is still to be armed.
     ///
     /// # Errors
     ///
@@ -89,7 +90,7 @@ impl Vm {
         session: Option<Arc<DebugSession>>,
         state: &VmState,
         debug: DebugMode,
-    ) -> Result<(Self, Duration), VmError> {
+    ) -> Result<Self, VmError> {
         state.check()?;
         machine.check(&state.machine)?;
         let config = VmConfig { debug, ..state.config() };
@@ -99,13 +100,21 @@ impl Vm {
         }
         let vm = Self::with(machine, &config, payload, session)?;
         vm.machine.set_state(state)?;
-        let started = Instant::now();
-        if let Some(session) = vm.session.as_ref().filter(|_| debug == DebugMode::Run) {
+        Ok(vm)
+    }
+
+    /// Puts a restored debug session in force, if it is to be before a client attaches.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Debug`] with what this host lacks.
+    pub fn arm(&self, debug: DebugMode) -> Result<(), VmError> {
+        if let Some(session) = self.session.as_ref().filter(|_| debug == DebugMode::Run) {
             for address in session.arm()? {
                 log::info!("a software breakpoint stands in for the hardware breakpoint at {:#x}", address.0);
             }
         }
-        Ok((vm, started.elapsed()))
+        Ok(())
     }
 
     fn with(
@@ -187,8 +196,9 @@ impl Vm {
     /// # Errors
     ///
     /// [`VmError::Debug`].
-    pub fn session_state(&self) -> Result<Option<GuestDebugState>, VmError> {
-        Ok(self.session.as_ref().map(|session| session.state()).transpose()?)
+    pub fn session_state(&self) -> Result<Option<Arc<GuestDebugState>>, VmError> {
+        let state = self.session.as_ref().map(|session| session.state()).transpose()?;
+        Ok(state.map(Arc::new))
     }
 
     /// The VM without its memory, and with this debug session. Only while it is stopped, see [`Vm::while_stopped`].
@@ -196,7 +206,7 @@ impl Vm {
     /// # Errors
     ///
     /// [`VmError::Os`], [`VmError::Vcpu`].
-    pub fn state(&self, guest_debug: Option<GuestDebugState>) -> Result<VmState, VmError> {
+    pub fn state(&self, guest_debug: Option<Arc<GuestDebugState>>) -> Result<VmState, VmError> {
         Ok(VmState {
             version: VM_STATE_VERSION,
             architecture: Architecture::Aarch64,

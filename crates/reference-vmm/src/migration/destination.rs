@@ -1,16 +1,20 @@
 //! The side that gets the VM.
 
 use super::address::Connection;
-use super::wire::{Frame, Kind, Offer, connection, failed, refuse, send_duration, send_now};
+use super::wire::{Frame, Kind, Offer, Session, connection, failed, refuse, send_duration, send_now};
 use crate::error::VmError;
 use crate::layout::RAM_BASE;
 use crate::memory::{self, PAGE, Ram};
 use crate::state::VmState;
-use guest_debug::state::GuestDebugState;
+use guest_debug::state::StateUpdate;
 use std::io::{BufReader, BufWriter};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address as _, Bytes, GuestAddress};
+
+/// So many ranges of memory without their breakpoints are kept in mind.
+const MANY_RANGES: usize = 1024;
 
 /// How a VM is made from what comes over the connection.
 pub trait Destination {
@@ -24,31 +28,31 @@ pub trait Destination {
     /// # Errors
     ///
     /// What this host lacks.
-    fn prepare(&self, offer: &Offer) -> Result<Self::Machine, VmError>;
+    fn prepare(&self, offer: Offer) -> Result<Self::Machine, VmError>;
 
     /// Its memory.
     fn ram(machine: &Self::Machine) -> &Arc<Ram>;
 
-    /// The debug session has changed since it was offered.
+    /// So many bytes of memory were written.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, or what this host lacks.
-    fn set_session(&self, machine: &mut Self::Machine, session: GuestDebugState) -> Result<(), VmError>;
+    /// Why breakpoints can't be planted there.
+    fn written(&self, machine: &Self::Machine, address: GuestAddress, length: u64) -> Result<(), VmError>;
 
-    /// Plants breakpoints, memory being complete; a bit of it may be written once more.
-    ///
-    /// # Errors
-    ///
-    /// Why that is not possible.
-    fn plant(&self, machine: &Self::Machine) -> Result<(), VmError>;
-
-    /// Restores everything else and arms the session. Answers how long that took, too.
+    /// Restores everything but the debug session.
     ///
     /// # Errors
     ///
     /// What is wrong with the state, or what this host can't take.
-    fn restore(&self, machine: Self::Machine, state: &VmState) -> Result<(Self::Vm, Duration), VmError>;
+    fn restore(&self, machine: Self::Machine, state: &VmState) -> Result<Self::Vm, VmError>;
+
+    /// Arms the debug session, which has become this if it is not what was offered.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, or what this host lacks.
+    fn arm(&self, vm: &Self::Vm, update: Option<StateUpdate>) -> Result<(), VmError>;
 }
 
 /// Takes the VM that comes over the connection. When this returns, the source has given it up, and it may run.
@@ -66,9 +70,10 @@ pub fn receive<D: Destination>(
     let machine = prepare(destination, &mut reader).inspect_err(|error| refuse(&mut writer, error))?;
     send_now(&mut writer, Kind::Accept, &[])?;
     progress("accepted, memory is coming".to_owned());
-    let (vm, session_time) = take(destination, machine, &mut reader).inspect_err(|error| refuse(&mut writer, error))?;
+    let arriving = Arriving { destination, machine, unplanted: Vec::new(), cost: Cost::default() };
+    let (vm, session) = arriving.take(&mut reader).inspect_err(|error| refuse(&mut writer, error))?;
     progress("restored".to_owned());
-    send_duration(&mut writer, Kind::Ready, session_time)?;
+    send_duration(&mut writer, Kind::Ready, session)?;
     Frame::expect(&mut reader, Kind::Commit)?;
     // Before anything runs: a source that has not heard of it by the end of the connection goes on itself.
     send_now(&mut writer, Kind::Running, &[])?;
@@ -78,68 +83,138 @@ pub fn receive<D: Destination>(
 fn prepare<D: Destination>(destination: &D, reader: &mut BufReader<&Connection>) -> Result<D::Machine, VmError> {
     let offer: Offer = Frame::expect(reader, Kind::Offer)?.json()?;
     offer.check()?;
-    destination.prepare(&offer)
+    destination.prepare(offer)
 }
 
-fn take<D: Destination>(
-    destination: &D,
-    mut machine: D::Machine,
-    reader: &mut BufReader<&Connection>,
-) -> Result<(D::Vm, Duration), VmError> {
-    let zeroes = [0; PAGE as usize];
-    let mut session_time = Duration::ZERO;
-    let mut planted = None;
-    loop {
-        let frame = Frame::read(reader)?;
-        let ram = D::ram(&machine);
-        match frame.kind {
-            Kind::Memory => {
-                let (offset, bytes) = frame.memory()?;
-                write(ram, offset, bytes)?;
+/// A VM whose memory is on its way.
+struct Arriving<'a, D: Destination> {
+    destination: &'a D,
+    machine: D::Machine,
+    /// Where memory has come, and breakpoints are still to be planted.
+    unplanted: Vec<Range<u64>>,
+    cost: Cost,
+}
+
+impl<D: Destination> Arriving<'_, D> {
+    /// Takes everything; answers the VM, ready to run, and what its debug session has cost the guest.
+    fn take(mut self, reader: &mut BufReader<&Connection>) -> Result<(D::Vm, Duration), VmError> {
+        let state = self.take_memory(reader)?;
+        let vm = self.destination.restore(self.machine, &state)?;
+        let started = Instant::now();
+        let session: Option<Session> = Frame::expect(reader, Kind::Session)?.json()?;
+        self.destination.arm(&vm, session.map(StateUpdate::from))?;
+        Ok((vm, self.cost.total + started.elapsed()))
+    }
+
+    /// Takes everything up to the state of the rest, which is the answer.
+    fn take_memory(&mut self, reader: &mut BufReader<&Connection>) -> Result<VmState, VmError> {
+        loop {
+            // While there is nothing else to do, but not endlessly later.
+            if reader.buffer().is_empty() || self.unplanted.len() >= MANY_RANGES {
+                self.plant()?;
             }
-            Kind::Zeroes => {
-                let (offset, length) = frame.zeroes()?;
-                if offset.checked_add(length).is_none_or(|end| end > memory::size(ram)) {
-                    return Err(outside(ram, offset, length));
+            let frame = Frame::read(reader)?;
+            self.cost.next_came(frame.began);
+            match frame.kind {
+                Kind::Memory => {
+                    let (offset, bytes) = frame.memory()?;
+                    self.write(offset, bytes)?;
                 }
-                for at in (0..length).step_by(PAGE as usize) {
-                    let count = (length - at).min(PAGE) as usize;
-                    write(ram, offset + at, zeroes.get(..count).unwrap_or_default())?;
+                Kind::Zeroes => {
+                    let (offset, length) = frame.zeroes()?;
+                    self.clear(offset, length)?;
                 }
-            }
-            Kind::Session => {
-                destination.set_session(&mut machine, frame.json()?)?;
-                session_time += frame.began.elapsed();
-            }
-            Kind::Complete => {
-                let started = Instant::now();
-                destination.plant(&machine)?;
-                planted = Some((Instant::now(), started.elapsed()));
-            }
-            Kind::State => {
-                // Where nothing else came for as long, it was not planting that kept the source.
-                session_time += planted.map_or(Duration::ZERO, |(end, time)| {
-                    if frame.began.saturating_duration_since(end) < time { time } else { Duration::ZERO }
-                });
-                let state: VmState = frame.json()?;
-                if state.guest_debug.is_some() {
-                    return Err(failed("the peer sent a debug session in its State; it belongs into a Session"));
+                Kind::Stopped => self.cost = Cost::default(),
+                Kind::State => {
+                    self.plant()?;
+                    self.cost.next_came(Instant::now());
+                    let state: VmState = frame.json()?;
+                    if state.guest_debug.is_some() {
+                        return Err(failed("the peer sent a debug session in its State; it belongs into a Session"));
+                    }
+                    state.check()?;
+                    return Ok(state);
                 }
-                state.check()?;
-                let (vm, time) = destination.restore(machine, &state)?;
-                return Ok((vm, session_time + time));
+                Kind::Refuse => {
+                    return Err(failed(format!("the source says: {}", String::from_utf8_lossy(&frame.body))));
+                }
+                kind => return Err(failed(format!("the peer sent {kind:?} where memory is expected"))),
             }
-            Kind::Refuse => return Err(failed(format!("the source says: {}", String::from_utf8_lossy(&frame.body)))),
-            kind => return Err(failed(format!("the peer sent {kind:?} where memory is expected"))),
+        }
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), VmError> {
+        let at = address(D::ram(&self.machine), offset, bytes.len() as u64)?;
+        self.write_at(at, bytes)?;
+        self.came(at, bytes.len() as u64);
+        Ok(())
+    }
+
+    fn clear(&mut self, offset: u64, length: u64) -> Result<(), VmError> {
+        let zeroes = [0; PAGE as usize];
+        let start = address(D::ram(&self.machine), offset, length)?;
+        for done in (0..length).step_by(PAGE as usize) {
+            let count = (length - done).min(PAGE) as usize;
+            self.write_at(start.unchecked_add(done), zeroes.get(..count).unwrap_or_default())?;
+        }
+        self.came(start, length);
+        Ok(())
+    }
+
+    fn write_at(&self, at: GuestAddress, bytes: &[u8]) -> Result<(), VmError> {
+        let written = D::ram(&self.machine).write_slice(bytes, at);
+        written.map_err(|error| connection(std::io::Error::other(error)))
+    }
+
+    fn came(&mut self, at: GuestAddress, length: u64) {
+        match self.unplanted.last_mut() {
+            Some(last) if last.end == at.0 => last.end += length,
+            _ => self.unplanted.push(at.0..at.0 + length),
+        }
+    }
+
+    fn plant(&mut self) -> Result<(), VmError> {
+        if self.unplanted.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        for range in self.unplanted.drain(..) {
+            self.destination.written(&self.machine, GuestAddress(range.start), range.end - range.start)?;
+        }
+        self.cost.add(started);
+        Ok(())
+    }
+}
+
+/// The time that the debug session kept the source waiting.
+#[derive(Default)]
+struct Cost {
+    total: Duration,
+    /// What it took since the last frame came, and when that was over.
+    since: Option<(Duration, Instant)>,
+}
+
+impl Cost {
+    fn add(&mut self, started: Instant) {
+        let (before, end) = (self.since.map_or(Duration::ZERO, |(time, _)| time), Instant::now());
+        self.since = Some((before + (end - started), end));
+    }
+
+    /// Where nothing came for as long as it took, the source was not kept.
+    fn next_came(&mut self, at: Instant) {
+        if let Some((time, end)) = self.since.take()
+            && at.saturating_duration_since(end) < time
+        {
+            self.total += time;
         }
     }
 }
 
-fn write(ram: &Ram, offset: u64, bytes: &[u8]) -> Result<(), VmError> {
-    let length = bytes.len() as u64;
+/// Where `length` bytes at an offset in guest memory are.
+fn address(ram: &Ram, offset: u64, length: u64) -> Result<GuestAddress, VmError> {
     let inside = offset.checked_add(length).is_some_and(|end| end <= memory::size(ram));
-    let at = RAM_BASE.checked_add(offset).filter(|_| inside).ok_or_else(|| outside(ram, offset, length))?;
-    ram.write_slice(bytes, GuestAddress(at)).map_err(|error| connection(std::io::Error::other(error)))
+    let at = RAM_BASE.checked_add(offset).filter(|_| inside);
+    at.map(GuestAddress).ok_or_else(|| outside(ram, offset, length))
 }
 
 fn outside(ram: &Ram, offset: u64, length: u64) -> VmError {

@@ -5,12 +5,11 @@
 //!   OFFER: machine, debug session    -------->     has all that it takes?
 //!                                    <--------     ACCEPT, or REFUSE with the reason
 //!   MEMORY: all of it, then what has
-//!   changed since, pass by pass      -------->     guest memory
-//!   stops the guest
+//!   changed since, pass by pass      -------->     guest memory, breakpoints planted in it
+//!   stops the guest, STOPPED         -------->
 //!   MEMORY: the rest                 -------->
-//!   SESSION, if it has changed
-//!   COMPLETE                         -------->     plants breakpoints
-//!   STATE: vCPUs, devices            -------->     restored and armed
+//!   STATE: vCPUs, devices            -------->     restored
+//!   SESSION: what has changed of it  -------->     armed
 //!                                    <--------     READY, or REFUSE with the reason
 //!   COMMIT                           -------->     the guest is the destination's from here on
 //!                                    <--------     RUNNING, and then it runs

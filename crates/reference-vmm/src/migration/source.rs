@@ -2,12 +2,13 @@
 
 use super::address::Connection;
 use super::pages;
-use super::wire::{Frame, Kind, MAX_RUN, Offer, connection, failed, json, send, send_json, send_now};
+use super::wire::{Frame, Kind, MAX_RUN, Offer, Session, connection, failed, send, send_json, send_now};
 use crate::error::VmError;
 use crate::layout::RAM_BASE;
 use crate::memory::{self, PAGE};
 use crate::state::VmState;
-use guest_debug::state::GuestDebugState;
+use guest_debug::SavedState;
+use guest_debug::state::StateUpdate;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::time::{Duration, Instant};
 use vm_memory::GuestAddress;
@@ -19,12 +20,12 @@ const FEW_PAGES: u64 = 256;
 
 /// The VM, as its migration needs it.
 pub trait Source {
-    /// What the destination must be able to take.
+    /// What the destination must be able to take, and the debug session that this has.
     ///
     /// # Errors
     ///
     /// Whatever keeps the VM from saying so.
-    fn offer(&self) -> Result<Offer, VmError>;
+    fn offer(&self) -> Result<(Offer, Option<SavedState>), VmError>;
 
     /// Size of guest memory in bytes.
     fn memory_size(&self) -> u64;
@@ -50,12 +51,12 @@ pub trait Source {
     /// What KVM answers.
     fn take_dirty_pages(&self) -> Result<Vec<u64>, VmError>;
 
-    /// The debug session, if there is one. Only while the VM is stopped.
+    /// What the debug session has become, if it is not what it was. Only while the VM is stopped.
     ///
     /// # Errors
     ///
     /// [`VmError::Debug`].
-    fn session_state(&self) -> Result<Option<GuestDebugState>, VmError>;
+    fn session_update(&self, before: &SavedState) -> Result<Option<StateUpdate>, VmError>;
 
     /// All of the VM but its memory and its debug session. Only while it is stopped.
     ///
@@ -89,9 +90,9 @@ pub struct Report {
     pub downtime: Duration,
     /// The part of it that it took to bring vCPUs to a halt.
     pub halt: Duration,
-    /// The part of the downtime that a VM without a debug session would not have: the session saved, compared with what was
-    /// offered, sent and restored if it has changed, and armed. Planting breakpoints is part of it where the source had to
-    /// wait for that.
+    /// The part of the downtime that a VM without a debug session would not have, as the destination has measured it: from when
+    /// everything else was restored until the session was armed, and what breakpoints in the memory that came last have
+    /// cost. What either side does while it waits for the other is no part.
     pub session: Duration,
 }
 
@@ -119,11 +120,11 @@ impl std::fmt::Display for Report {
 pub fn migrate(vm: &dyn Source, peer: &Connection, progress: &mut dyn FnMut(String)) -> Result<Report, VmError> {
     let mut reader = BufReader::new(peer);
     let mut writer = BufWriter::with_capacity(MAX_RUN as usize, peer);
-    let offer = vm.offer()?;
+    let (offer, session) = vm.offer()?;
     send_json(&mut writer, Kind::Offer, &offer)?;
     Frame::expect(&mut reader, Kind::Accept)?;
     vm.log_dirty_pages(true)?;
-    let result = copy_and_switch(vm, &offer, &mut reader, &mut writer, progress);
+    let result = copy_and_switch(vm, session.as_ref(), &mut reader, &mut writer, progress);
     // A VM that is gone needs no log either.
     if let Err(error) = vm.log_dirty_pages(false) {
         log::warn!("KVM goes on to log what the guest writes: {error}");
@@ -133,7 +134,7 @@ pub fn migrate(vm: &dyn Source, peer: &Connection, progress: &mut dyn FnMut(Stri
 
 fn copy_and_switch(
     vm: &dyn Source,
-    offer: &Offer,
+    session: Option<&SavedState>,
     reader: &mut BufReader<&Connection>,
     writer: &mut BufWriter<&Connection>,
     progress: &mut dyn FnMut(String),
@@ -158,36 +159,26 @@ fn copy_and_switch(
     progress("stopping the guest".to_owned());
     let started = Instant::now();
     vm.switch(&mut |halt| {
+        send_now(writer, Kind::Stopped, &[])?;
         // What the guest wrote behind the last pass.
         pages::add(&mut left, &vm.take_dirty_pages()?);
         report.last_pages = send_pages(vm, &left, false, writer)?;
-        let here = send_session(vm, offer, writer)?;
-        send_now(writer, Kind::Complete, &[])?;
-        // Reading registers takes its time, in which the destination plants breakpoints.
         let state = vm.state()?;
         // An interrupt controller may keep a part of its state in guest memory.
         report.last_pages += send_pages(vm, &vm.take_dirty_pages()?, false, writer)?;
         report.pages += report.last_pages;
         send_json(writer, Kind::State, &state)?;
-        let there = Frame::expect(reader, Kind::Ready)?.duration()?;
+        // Behind it: this is done before the destination has restored as much.
+        let update = session.map_or(Ok(None), |before| vm.session_update(before))?;
+        send_json(writer, Kind::Session, &update.map(Session::from))?;
+        report.session = Frame::expect(reader, Kind::Ready)?.duration()?;
         send_now(writer, Kind::Commit, &[])?;
         wait_however_long(reader);
         Frame::expect(reader, Kind::Running)?;
-        (report.downtime, report.halt, report.session) = (started.elapsed(), halt, here + there);
+        (report.downtime, report.halt) = (started.elapsed(), halt);
         Ok(())
     })?;
     Ok(report)
-}
-
-/// Sends the debug session if it is not what was offered; answers how long it took to find out and to write it down. That it
-/// goes through the connection is the destination's to count: here it may have to wait for memory that was sent before.
-fn send_session(vm: &dyn Source, offer: &Offer, to: &mut impl Write) -> Result<Duration, VmError> {
-    let started = Instant::now();
-    let changed = vm.session_state()?.filter(|session| offer.guest_debug.as_ref() != Some(session));
-    let text = changed.as_ref().map(json).transpose()?;
-    let time = started.elapsed();
-    text.map_or(Ok(()), |text| send_now(to, Kind::Session, &text))?;
-    Ok(time)
 }
 
 /// The destination may be running: only an answer, or the end of the connection, says which of the two has the VM.
@@ -250,8 +241,8 @@ mod tests {
     }
 
     impl Source for Vm {
-        fn offer(&self) -> Result<Offer, VmError> {
-            Ok(Offer::new(sample().machine, None))
+        fn offer(&self) -> Result<(Offer, Option<SavedState>), VmError> {
+            Ok((Offer::new(sample().machine, None), None))
         }
 
         fn memory_size(&self) -> u64 {
@@ -271,7 +262,7 @@ mod tests {
             Ok(vec![0])
         }
 
-        fn session_state(&self) -> Result<Option<GuestDebugState>, VmError> {
+        fn session_update(&self, _: &SavedState) -> Result<Option<StateUpdate>, VmError> {
             Ok(None)
         }
 
@@ -296,7 +287,7 @@ mod tests {
             let moving = scope.spawn(|| migrate(&vm, &source, &mut drop));
             Frame::expect(&mut there, Kind::Offer).unwrap();
             send_now(&mut there, Kind::Accept, &[]).unwrap();
-            while Frame::read(&mut there).unwrap().kind != Kind::State {}
+            while Frame::read(&mut there).unwrap().kind != Kind::Session {}
             send_duration(&mut there, Kind::Ready, Duration::ZERO).unwrap();
             Frame::expect(&mut there, Kind::Commit).unwrap();
             thread::sleep(5 * PATIENCE);

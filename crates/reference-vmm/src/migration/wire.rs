@@ -5,16 +5,17 @@
 use crate::error::VmError;
 use crate::memory::PAGE;
 use crate::state::MachineState;
-use guest_debug::state::GuestDebugState;
+use guest_debug::state::{GuestDebugState, StateUpdate};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What an offer begins with.
 const MAGIC: &str = "reference-vmm migration";
 /// Version of the protocol.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The longest run of memory in a frame.
 pub(super) const MAX_RUN: u64 = 1 << 20;
@@ -31,12 +32,12 @@ pub struct Offer {
     /// What the machine is made of.
     pub machine: MachineState,
     /// The debug session as it is now.
-    pub guest_debug: Option<GuestDebugState>,
+    pub guest_debug: Option<Arc<GuestDebugState>>,
 }
 
 impl Offer {
     /// An offer of this machine.
-    pub fn new(machine: MachineState, guest_debug: Option<GuestDebugState>) -> Self {
+    pub fn new(machine: MachineState, guest_debug: Option<Arc<GuestDebugState>>) -> Self {
         Self { protocol: MAGIC.to_owned(), version: VERSION, machine, guest_debug }
     }
 
@@ -53,6 +54,26 @@ impl Offer {
             return Err(failed(format!("the peer's protocol has version {}; it can be {VERSION}", self.version)));
         }
         self.machine.check()
+    }
+}
+
+/// What the debug session has become since it was offered.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Session {
+    /// The software breakpoints are those of the offer, and left out.
+    software_as_offered: bool,
+    state: GuestDebugState,
+}
+
+impl From<StateUpdate> for Session {
+    fn from(StateUpdate { same_software, state }: StateUpdate) -> Self {
+        Self { software_as_offered: same_software, state }
+    }
+}
+
+impl From<Session> for StateUpdate {
+    fn from(Session { software_as_offered, state }: Session) -> Self {
+        Self { same_software: software_as_offered, state }
     }
 }
 
@@ -78,10 +99,10 @@ pub(super) enum Kind {
     Commit = 8,
     /// The guest is about to run.
     Running = 9,
-    /// [`GuestDebugState`], JSON, where it is not what was offered.
+    /// [`Session`] or null, JSON: what the debug session has become, if it is not what was offered.
     Session = 10,
-    /// Memory and session are complete, but for what the source may still find in memory.
-    Complete = 11,
+    /// The guest stands still at the source from here on.
+    Stopped = 11,
 }
 
 impl Kind {
@@ -96,7 +117,7 @@ impl Kind {
         Self::Commit,
         Self::Running,
         Self::Session,
-        Self::Complete,
+        Self::Stopped,
     ];
 
     fn longest(self) -> u64 {
@@ -106,7 +127,7 @@ impl Kind {
             Self::Memory => 8 + MAX_RUN,
             Self::Zeroes => 16,
             Self::Ready => 8,
-            Self::Accept | Self::Commit | Self::Running | Self::Complete => 0,
+            Self::Accept | Self::Commit | Self::Running | Self::Stopped => 0,
         }
     }
 }
@@ -271,7 +292,7 @@ mod tests {
         let machine = crate::state::tests::sample().machine;
         let good = Offer::new(machine, None);
         good.check().unwrap();
-        assert!(Offer { version: 2, ..good.clone() }.check().is_err());
+        assert!(Offer { version: VERSION + 1, ..good.clone() }.check().is_err());
         assert!(Offer { protocol: "http".to_owned(), ..good }.check().is_err());
     }
 }

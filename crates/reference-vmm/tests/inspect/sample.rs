@@ -11,6 +11,7 @@ use reference_vmm::memory;
 use reference_vmm::snapshot::Writer;
 use reference_vmm::state::{BootState, GicState, MachineState, RegisterState, VM_STATE_VERSION, VcpuState, VmState};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -82,7 +83,7 @@ pub fn state(guest_debug: Option<GuestDebugState>) -> VmState {
         ],
         gic: GicState::default(),
         serial: vm_superio::SerialState::default().into(),
-        guest_debug,
+        guest_debug: guest_debug.map(Arc::new),
     }
 }
 
