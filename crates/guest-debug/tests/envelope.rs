@@ -145,6 +145,8 @@ fn any_flipped_bit_is_found() {
 fn payload() {
     let error = open(&patched(28, b"[")[..]).unwrap_err();
     assert!(matches!(error, EnvelopeError::Payload(_)), "{error}");
+    let error = open(&patched(30, b"\xff")[..]).unwrap_err();
+    assert!(matches!(error, EnvelopeError::Text { offset: 2 }), "{error}");
 }
 
 proptest! {

@@ -454,6 +454,22 @@ mod json {
         assert_eq!(serde_json::from_str::<[GuestDebugState; 2]>(golden).unwrap(), states);
         assert_eq!(serde_json::to_string_pretty(&states).unwrap(), golden.trim_end());
     }
+
+    #[test]
+    fn instructions_are_read_as_they_are_written() {
+        let read = |original: &str| {
+            let text = format!(r#"{{"physical": 4, "original": {original}, "names": [4]}}"#);
+            serde_json::from_str::<SoftwareState>(&text).map(|software| software.original)
+        };
+        assert_eq!(read(r#""1F2003d5""#).unwrap(), [0x1f, 0x20, 3, 0xd5]);
+        assert_eq!(read("[31, 32, 3, 213]").unwrap(), [0x1f, 0x20, 3, 0xd5], "as version 1 has it");
+        let strings = [r#""""#, r#""1f2003""#, r#""1f2003d5d5""#, r#""1f2003dg""#, r#""+f2003d5""#, r#""1f2003é""#];
+        let others = ["[1, 2, 3]", "[1, 2, 3, 4, 5]", "[1, 2, 3, 256]", "5", "null"];
+        for bad in strings.into_iter().chain(others) {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert!(read(strings[0]).unwrap_err().to_string().contains("eight hexadecimal digits"));
+    }
 }
 
 #[cfg(feature = "versionize")]

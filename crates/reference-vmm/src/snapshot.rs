@@ -155,9 +155,9 @@ impl Snapshot {
         if size > MAX_STATE_SIZE {
             return Err(error(&path, format!("has {size} bytes; it can have at most {MAX_STATE_SIZE}")));
         }
-        let mut text = Vec::new();
-        file.take(MAX_STATE_SIZE).read_to_end(&mut text).map_err(|source| error(&path, source))?;
-        let state: VmState = serde_json::from_slice(&text).map_err(|source| error(&path, source))?;
+        let mut text = String::new();
+        file.take(MAX_STATE_SIZE).read_to_string(&mut text).map_err(|source| error(&path, source))?;
+        let state: VmState = serde_json::from_str(&text).map_err(|source| error(&path, source))?;
         state.check()?;
         let path = directory.join(MEMORY_FILE);
         let memory = File::open(&path).map_err(|source| error(&path, source))?;

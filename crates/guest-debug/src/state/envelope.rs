@@ -85,6 +85,12 @@ pub enum EnvelopeError {
     /// The payload is not a state.
     #[error("the debug state can't be decoded: {0}")]
     Payload(#[from] serde_json::Error),
+    /// The payload is not even text.
+    #[error("the debug state can't be decoded: byte {offset} of it is not UTF-8")]
+    Text {
+        /// Offset in the payload.
+        offset: usize,
+    },
     /// Header and payload contradict each other.
     #[error("the debug state's header and payload differ in {field}")]
     Mismatch {
@@ -152,7 +158,8 @@ pub fn open(mut reader: impl Read) -> Result<GuestDebugState, EnvelopeError> {
     if found != computed {
         return Err(EnvelopeError::Checksum { found, computed });
     }
-    let state: GuestDebugState = serde_json::from_slice(&payload)?;
+    let text = str::from_utf8(&payload).map_err(|error| EnvelopeError::Text { offset: error.valid_up_to() })?;
+    let state: GuestDebugState = serde_json::from_str(text)?;
     if state.architecture != architecture {
         return Err(EnvelopeError::Mismatch { field: "architecture" });
     }

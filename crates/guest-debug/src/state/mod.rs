@@ -20,6 +20,8 @@ mod check;
 #[cfg(feature = "envelope")]
 pub mod envelope;
 mod error;
+#[cfg(feature = "serde")]
+mod original;
 mod rule;
 #[cfg(feature = "versionize")]
 pub mod versioned;
@@ -160,7 +162,8 @@ pub struct WatchState {
 pub struct SoftwareState {
     /// Guest-physical address of its instruction.
     pub physical: u64,
-    /// The guest's own instruction there.
+    /// The guest's own instruction there. In JSON, a string of hexadecimal digits.
+    #[cfg_attr(feature = "serde", serde(with = "original"))]
     pub original: [u8; 4],
     /// Guest-virtual addresses that it was asked for by, ascending.
     pub names: Vec<u64>,

@@ -174,7 +174,10 @@ impl Frame {
     }
 
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, VmError> {
-        serde_json::from_slice(&self.body).map_err(|error| failed(format!("the peer's {:?}: {error}", self.kind)))
+        // As one text, not string by string.
+        let text =
+            str::from_utf8(&self.body).map_err(|error| failed(format!("the peer's {:?}: {error}", self.kind)))?;
+        serde_json::from_str(text).map_err(|error| failed(format!("the peer's {:?}: {error}", self.kind)))
     }
 
     /// A time in nanoseconds.
