@@ -1,8 +1,9 @@
 //! Looking at a VM that was saved, on any host: as a table, as JSON, or with gdb.
 //!
-//! [`Frozen`] is the saved VM, whichever VMM's format it comes from; [`open`] reads this VMM's. Everything else works on a
-//! [`Frozen`] alone.
+//! [`Frozen`] is the saved VM, whichever VMM's format it comes from; [`open`] reads this VMM's and cloud-hypervisor's.
+//! Everything else works on a [`Frozen`] alone.
 
+pub mod cloud_hypervisor;
 mod frozen;
 mod report;
 mod serve;
@@ -54,12 +55,15 @@ pub fn inspect(directory: &Path, output: &Output) -> Result<(), VmError> {
     io::stdout().write_all(text.as_bytes()).map_err(VmError::io("write"))
 }
 
-/// Opens a snapshot of this VMM.
+/// Opens a snapshot of this VMM, or of cloud-hypervisor.
 ///
 /// # Errors
 ///
 /// [`VmError::Snapshot`] and [`VmError::State`] with the file and what is wrong in it.
 pub fn open(directory: &Path) -> Result<Frozen, VmError> {
+    if cloud_hypervisor::is_one(directory) {
+        return cloud_hypervisor::open(directory);
+    }
     let snapshot = Snapshot::open(directory)?;
     let file = snapshot.memory().try_clone().map_err(VmError::io("dup"))?;
     let VmState { architecture, machine, vcpus, guest_debug, .. } = snapshot.state;

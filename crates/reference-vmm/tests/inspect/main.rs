@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod client;
+mod cloud_hypervisor;
 mod parts;
 mod sample;
 
