@@ -12,8 +12,8 @@ from moving import *
 
 MIGRATIONS = int(os.environ.get("MIGRATIONS", "20"))
 LOOK_EVERY = 10
-# reference-vmm's; it is the first byte in a snapshot's memory.
-RAM_BASE = 0x8000_0000
+# The first byte in a snapshot's memory.
+RAM_BASE = int(os.environ["RAM_BASE"], 16)
 # 11 MiB, most of Debian's kernel's text.
 TEXT_PAGES = 2816
 SOFTWARE_COUNT = 100

@@ -71,6 +71,7 @@ pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
             wait_for_gdb: options.wait_for_gdb,
             input: true,
             spare: false,
+            moves: false,
             extra: Vec::new(),
         },
     )?;

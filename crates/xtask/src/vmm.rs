@@ -36,6 +36,8 @@ pub struct GuestOptions {
     pub input: bool,
     /// A second VMM beside it, without a guest, for one to be restored or received in. Not every VMM has that.
     pub spare: bool,
+    /// Whether it is going to be saved and moved.
+    pub moves: bool,
     /// Further arguments for the VMM.
     pub extra: Vec<String>,
 }
@@ -51,6 +53,7 @@ impl Default for GuestOptions {
             wait_for_gdb: false,
             input: false,
             spare: false,
+            moves: false,
             extra: Vec::new(),
         }
     }

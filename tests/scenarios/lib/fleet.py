@@ -13,8 +13,18 @@ import time
 from typing import Any
 
 
+try:
+    from gdbcase import Skip
+except ImportError:  # a script without gdb
+    from rsp import Skip
+
+
 class Refused(Exception):
     """The VMM says no; the text is its own."""
+
+
+class Unsupported(Skip):
+    """This VMM has no such thing. Ends the scenario as one that was skipped."""
 
 
 class Vm:
@@ -38,7 +48,8 @@ def ask(op: str, **members: Any) -> dict[str, Any]:
         raise Refused(f"no answer to {op}")
     answer = json.loads(line)
     if "error" in answer:
-        raise Refused(answer["error"])
+        text = answer["error"]
+        raise Unsupported(text) if text.startswith("unsupported: ") else Refused(text)
     return answer
 
 

@@ -1,18 +1,22 @@
 //! cloud-hypervisor on a KVM host: a binary for arm64 that somebody has built, patched or not.
 
+mod api;
+mod mover;
+
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use kvm_agent::Endpoint;
+use anyhow::{Context as _, Result, ensure};
+use api::Api;
+use kvm_agent::{Endpoint, Signal};
+use mover::{ChMover, SECCOMP};
 
 use super::guests::GuestLayout;
 use super::script::Facts;
-use super::vmm::{RunningGuest, Vmm};
+use super::vmm::{Mover, RunningGuest, Vmm};
 use crate::assets;
 use crate::context::Context;
 use crate::host::{Forward, HostCommand, HostProcess, KvmHost, command};
@@ -26,14 +30,14 @@ const MAPPED_IO_START: u64 = 0x0900_0000;
 /// cloud-hypervisor on a KVM host.
 pub(super) struct CloudHypervisor<'a> {
     context: &'a Context,
-    host: &'a KvmHost,
-    /// Its path in the host.
-    program: String,
+    launcher: Launcher<'a>,
+    mover: ChMover<'a>,
 }
 
 impl<'a> CloudHypervisor<'a> {
     pub(super) fn new(context: &'a Context, host: &'a KvmHost, binary: &Path) -> Result<Self> {
-        Ok(Self { context, host, program: host.upload_program(binary)? })
+        let launcher = Launcher { host, program: host.upload_program(binary)? };
+        Ok(Self { context, mover: ChMover::new(launcher.clone()), launcher })
     }
 }
 
@@ -54,9 +58,10 @@ impl Vmm for CloudHypervisor<'_> {
             Some(kernel) => flat_image(kernel)?,
             None => assets::kernel(&self.context.packages)?.image,
         };
-        let mut argv = vec!["--kernel".to_owned(), upload(self.host, &kernel)?];
+        let host = self.launcher.host;
+        let mut argv = vec!["--kernel".to_owned(), upload(host, &kernel)?];
         if let Some(initrd) = &options.initrd {
-            argv.extend(["--initramfs".to_owned(), upload(self.host, initrd)?]);
+            argv.extend(["--initramfs".to_owned(), upload(host, initrd)?]);
             argv.extend(["--cmdline".to_owned(), options.cmdline.clone()]);
         }
         argv.extend(["--cpus".to_owned(), format!("boot={}", options.cpus)]);
@@ -64,36 +69,53 @@ impl Vmm for CloudHypervisor<'_> {
         let shared = if options.spare { ",shared=on" } else { "" };
         argv.extend(["--memory".to_owned(), format!("size={}M{shared}", options.memory)]);
         argv.extend(["--serial", "tty", "--console", "off"].map(str::to_owned));
-        if options.spare {
-            // v53.0 linked to glibc kills its own migration thread, for newfstatat.
-            argv.extend(["--seccomp", "log"].map(str::to_owned));
+        if options.spare || options.moves {
+            argv.extend(SECCOMP.map(str::to_owned));
         }
         argv.extend(options.extra.iter().cloned());
-        let process = self.spawn(argv)?;
+        let process = self.launcher.spawn(argv, true)?;
         if !options.wait_for_gdb {
             // With --gdb it waits for a client at boot, whatever one says on its command line.
-            self.put(&process.api_socket, "vm.resume")?;
+            Api::new(host, &process.api_socket).put_soon("vm.resume")?;
         }
         let spare = match options.spare {
-            true => Some((self.spawn(Vec::new())?, self.directory()?)),
+            true => Some((self.launcher.spawn(Vec::new(), true)?, self.launcher.directory()?)),
             false => None,
         };
         Ok(Box::new(Guest { process, spare }))
     }
+
+    fn mover(&self) -> Option<&dyn Mover> {
+        Some(&self.mover)
+    }
 }
 
-impl CloudHypervisor<'_> {
-    fn spawn(&self, arguments: Vec<String>) -> Result<Process> {
+/// Starts its processes.
+#[derive(Clone)]
+struct Launcher<'a> {
+    host: &'a KvmHost,
+    /// Its path in the host.
+    program: String,
+}
+
+impl Launcher<'_> {
+    fn spawn(&self, arguments: Vec<String>, with_gdb: bool) -> Result<Process> {
         let name = number();
         let (gdb, api) = (self.host.path(&format!("ch-gdb-{name}")), self.host.path(&format!("ch-api-{name}")));
         let mut argv = vec![self.program.clone()];
-        argv.extend(["--api-socket".to_owned(), api.clone(), "--gdb".to_owned(), format!("path={gdb}")]);
+        argv.extend(["--api-socket".to_owned(), api.clone()]);
+        if with_gdb {
+            argv.extend(["--gdb".to_owned(), format!("path={gdb}")]);
+        }
         argv.extend(arguments);
         let vmm = self.host.spawn(&HostCommand { argv, ..HostCommand::default() })?;
-        wait_for_socket(self.host, &vmm, &gdb)?;
+        if with_gdb {
+            wait_for_socket(self.host, &vmm, &gdb)?;
+        }
         wait_for_socket(self.host, &vmm, &api)?;
         let forward = |socket: &str| self.host.forward(Endpoint::Unix(socket.to_owned()));
-        Ok(Process { vmm, gdb: forward(&gdb)?, api: forward(&api)?, api_socket: api })
+        let gdb = if with_gdb { Some(forward(&gdb)?) } else { None };
+        Ok(Process { vmm, gdb, api: forward(&api)?, api_socket: api })
     }
 
     /// A new directory in the host.
@@ -102,25 +124,6 @@ impl CloudHypervisor<'_> {
         let made = self.host.output(&command(["mkdir", "-p", &path]))?;
         ensure!(made.exit.success(), "cannot make {path} in the host");
         Ok(path)
-    }
-
-    /// A call of the REST API that has no body. A VM that is not there yet is asked again.
-    fn put(&self, socket: &str, call: &str) -> Result<()> {
-        let mut answer = String::new();
-        for _ in 0..100 {
-            let mut stream = self.host.connect(&Endpoint::Unix(socket.to_owned()))?;
-            stream.write_all(
-                format!("PUT /api/v1/{call} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n").as_bytes(),
-            )?;
-            let mut bytes = [0; 4096];
-            let length = stream.read(&mut bytes)?;
-            answer = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned();
-            if answer.starts_with("HTTP/1.1 2") {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        bail!("cloud-hypervisor answers {call} with {answer}")
     }
 }
 
@@ -133,9 +136,30 @@ fn number() -> String {
 /// A cloud-hypervisor, with a VM or without.
 struct Process {
     vmm: HostProcess,
-    gdb: Forward,
+    gdb: Option<Forward>,
     api: Forward,
     api_socket: String,
+}
+
+impl Process {
+    /// What gdb's `target remote` takes.
+    fn address(&self) -> String {
+        self.gdb.as_ref().map(|gdb| format!("127.0.0.1:{}", gdb.port())).unwrap_or_default()
+    }
+
+    /// How it ended, if it does in this time.
+    fn ended_within(&self, time: Duration) -> Option<String> {
+        match self.vmm.wait(time) {
+            Ok(exit) => exit.map(|exit| exit.to_string()),
+            Err(error) => Some(format!("{error:#}")),
+        }
+    }
+
+    fn kill(&self) -> Result<()> {
+        self.vmm.signal(Signal::Kill)?;
+        self.vmm.wait(Duration::from_secs(60))?.context("it is still there after 60 s")?;
+        Ok(())
+    }
 }
 
 struct Guest {
@@ -146,14 +170,14 @@ struct Guest {
 
 impl RunningGuest for Guest {
     fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.process.gdb.port())
+        self.process.address()
     }
 
     fn facts(&self) -> Facts {
         let mut facts = vec![("VMM_API", self.process.api.port().to_string())];
         if let Some((spare, directory)) = &self.spare {
             facts.push(("SPARE_API", spare.api.port().to_string()));
-            facts.push(("SPARE_GDB", format!("127.0.0.1:{}", spare.gdb.port())));
+            facts.push(("SPARE_GDB", spare.address()));
             facts.push(("HOST_DIRECTORY", directory.clone()));
         }
         facts
@@ -166,10 +190,19 @@ impl RunningGuest for Guest {
     }
 
     fn ended(&mut self) -> Option<String> {
-        match self.process.vmm.wait(Duration::ZERO) {
-            Ok(exit) => exit.map(|exit| exit.to_string()),
-            Err(error) => Some(format!("{error:#}")),
-        }
+        self.ended_within(Duration::ZERO)
+    }
+
+    fn ended_within(&self, time: Duration) -> Option<String> {
+        self.process.ended_within(time)
+    }
+
+    fn kill(&self) -> Result<()> {
+        self.process.kill()
+    }
+
+    fn control(&self) -> &str {
+        &self.process.api_socket
     }
 }
 

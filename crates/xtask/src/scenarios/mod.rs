@@ -5,6 +5,7 @@ mod cloud_hypervisor;
 mod fleet;
 mod guests;
 mod script;
+mod snapshots;
 mod vmm;
 
 use std::path::{Path, PathBuf};
@@ -227,7 +228,12 @@ impl Suite<'_> {
         self.guest = None;
         let (guest, facts) = self.new_linux(scenario, MOVING_MEMORY)?;
         let guest: Arc<dyn RunningGuest> = guest.into();
-        let connection = [("GDB_TARGET", guest.address()), ("GDB_CPUS", scenario.cpus.to_string())];
+        let ram = self.vmm.layout(scenario.cpus).ram_base;
+        let connection = [
+            ("GDB_TARGET", guest.address()),
+            ("GDB_CPUS", scenario.cpus.to_string()),
+            ("RAM_BASE", format!("{ram:#x}")),
+        ];
         let outcome = Fleet::new(mover, guest.clone()).serve(|socket| {
             // For what needs no KVM, and is done on this machine.
             let fleet = [("FLEET", socket.display().to_string()), ("REFERENCE_VMM", self.native_vmm()?)];
@@ -272,6 +278,7 @@ impl Suite<'_> {
             cpus: scenario.cpus,
             memory,
             spare: scenario.drives_vmm,
+            moves: scenario.moves,
             ..GuestOptions::default()
         })?;
         guest.wait_for(AGENT_READY, BOOT_TIMEOUT)?;

@@ -16,15 +16,13 @@ use kvm_agent::Signal;
 use super::fleet::Landing;
 use super::guests::GuestLayout;
 use super::script::Facts;
+use super::snapshots::Snapshots;
 use crate::assets;
 use crate::context::Context;
 use crate::host::{KvmHost, command};
 use crate::paths;
-use crate::progress::{note, tail};
+use crate::progress::tail;
 use crate::vmm::{self, Guest, GuestOptions};
-
-/// Directory in the host for snapshots.
-const SNAPSHOTS: &str = "snapshots";
 
 /// What reference-vmm says when another one can send it a VM, with the address behind it.
 const WAITING: &str = "waiting for a VM at ";
@@ -181,8 +179,9 @@ impl<'a> ReferenceMover<'a> {
 
     /// The directory for snapshots, in the host.
     pub(crate) fn snapshots(&self) -> String {
-        self.host.path(SNAPSHOTS)
+        Snapshots::new(self.host).directory()
     }
+
     fn land(&self, mut arguments: Vec<String>, landing: &Landing) -> Result<Guest> {
         if landing.hold {
             arguments.push("--wait-for-gdb".to_owned());
@@ -207,11 +206,11 @@ impl<'a> ReferenceMover<'a> {
 impl Mover for ReferenceMover<'_> {
     fn snapshot(&self, guest: &dyn RunningGuest, name: &str) -> Result<String> {
         self.shell("true")?;
-        self.tell(guest, &["snapshot", &format!("{}/{name}", self.host.path(SNAPSHOTS))])
+        self.tell(guest, &["snapshot", &Snapshots::new(self.host).path(name)])
     }
 
     fn restore(&self, name: &str, landing: &Landing) -> Result<Arc<dyn RunningGuest>> {
-        let mut arguments = vec!["restore".to_owned(), format!("{}/{name}", self.host.path(SNAPSHOTS))];
+        let mut arguments = vec!["restore".to_owned(), Snapshots::new(self.host).path(name)];
         if landing.plain {
             arguments.push("--without-session".to_owned());
         }
@@ -247,36 +246,15 @@ impl Mover for ReferenceMover<'_> {
     }
 
     fn shell(&self, text: &str) -> Result<(u8, String)> {
-        let directory = self.host.path(SNAPSHOTS);
-        let script = format!("mkdir -p {directory} && cd {directory} && {{ {text}; }} 2>&1");
-        let output = self.host.output(&command(["sh", "-c", &script]))?;
-        Ok((output.exit.shell_code(), output.stdout_text()))
+        Snapshots::new(self.host).shell(text)
     }
 
     fn fetch(&self, name: &str, directory: &Path) -> Result<()> {
-        paths::remove(directory)?;
-        fs::create_dir_all(directory)?;
-        let remote = format!("{}/{name}", self.host.path(SNAPSHOTS));
-        // Most of memory is zero, and the way is long.
-        let (code, said) = self.shell(&format!("gzip -1 -c {name}/memory > {name}.gz"))?;
-        if code != 0 {
-            bail!("compressing the snapshot's memory: {said}");
-        }
-        for (from, to) in [(format!("{remote}/state.json"), "state.json"), (format!("{remote}.gz"), "memory.gz")] {
-            let path = directory.join(to);
-            fs::write(&path, self.host.download(&from)?).with_context(|| format!("writing {}", path.display()))?;
-        }
-        let unzip = Command::new("gzip").arg("-d").arg(directory.join("memory.gz")).status();
-        if !unzip.context("cannot start gzip")?.success() {
-            bail!("the snapshot's memory does not unpack");
-        }
-        Ok(())
+        Snapshots::new(self.host).fetch(name, &["state.json"], "memory", directory)
     }
 
     fn tidy(&self) {
-        if let Err(error) = self.shell("rm -rf ./*") {
-            note(format!("snapshots stay in the host: {error:#}"));
-        }
+        Snapshots::new(self.host).tidy();
     }
 }
 
