@@ -70,12 +70,12 @@ fn files_that_have_no_size_are_read_to_their_end() {
 #[test]
 fn a_command_that_hangs_is_given_up() {
     let mut host = KvmHost::start_native().unwrap();
-    host.client.silence = Duration::from_millis(200);
+    host.client.silence = Duration::from_secs(1);
     let hangs = command(["sh", "-c", "echo $$; sleep 1000"]);
     for error in [host.output(&hangs).unwrap_err(), host.run(&hangs).unwrap_err()] {
         assert!(error.to_string().contains("nothing has come"), "{error:#}");
     }
-    // One that prints now and then is waited for.
-    let slow = command(["sh", "-c", "for i in 1 2 3 4 5 6; do echo $i; sleep 0.1; done"]);
-    assert_eq!(host.output(&slow).unwrap().stdout_text().lines().count(), 6);
+    // One that takes longer, and prints now and then, is waited for.
+    let slow = command(["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo $i; sleep 0.1; done"]);
+    assert_eq!(host.output(&slow).unwrap().stdout_text().lines().count(), 12);
 }
