@@ -15,6 +15,7 @@ mod modules;
 mod packages;
 mod patches;
 mod paths;
+mod peer;
 mod progress;
 mod report;
 mod run;

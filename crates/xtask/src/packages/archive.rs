@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::paths;
 use crate::progress::{note, output_of, run_quietly};
@@ -26,19 +26,39 @@ impl Archive {
     /// Downloads a package and unpacks it into `directory`.
     pub(super) fn unpack(&self, package: &str, directory: &Path) -> Result<()> {
         self.look_up(package)?;
-        let downloads = self.lists()?.directory.join("packages").join(package);
+        self.fetch(package, &[package.to_owned()], directory)
+    }
+
+    /// The same for a program, with everything that it needs to run.
+    pub(super) fn unpack_with_dependencies(&self, package: &str, directory: &Path) -> Result<()> {
+        self.look_up(package)?;
+        // Nothing is installed as far as apt can see, so it would install all of them.
+        let mut simulation = self.lists()?.apt("apt-get");
+        simulation.args(["install", "--simulate", "--no-install-recommends", package]);
+        let plan = output_of(&mut simulation).with_context(|| format!("resolving what {package}:arm64 depends on"))?;
+        self.fetch(package, &planned(&plan), directory)
+    }
+
+    /// Downloads these packages and unpacks them; `what` is their name in messages.
+    fn fetch(&self, what: &str, packages: &[String], directory: &Path) -> Result<()> {
+        let downloads = self.lists()?.directory.join("packages").join(what);
         fs::create_dir_all(&downloads)?;
         let mut download = self.lists()?.apt("apt-get");
         run_quietly(
-            &format!("downloading {package} for arm64"),
-            download.args(["download", package]).current_dir(&downloads),
+            &format!("downloading {what} for arm64"),
+            download.arg("download").args(packages).current_dir(&downloads),
         )?;
-        let deb = fs::read_dir(&downloads)?
+        let debs: Vec<_> = fs::read_dir(&downloads)?
             .filter_map(Result::ok)
             .map(|entry| entry.path())
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt-get download {package} left no package in {}", downloads.display()))?;
-        run_quietly(&format!("unpacking {package}"), Command::new("dpkg").arg("-x").arg(&deb).arg(directory))?;
+            .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .collect();
+        if debs.len() != packages.len() {
+            bail!("apt-get download left {} of {} packages in {}", debs.len(), packages.len(), downloads.display());
+        }
+        for deb in &debs {
+            output_of(Command::new("dpkg").arg("-x").arg(deb).arg(directory))?;
+        }
         paths::remove(&downloads)
     }
 
@@ -116,6 +136,12 @@ impl Drop for Lists {
     }
 }
 
+/// Names in the lines `Inst NAME (...)` of a simulated installation.
+fn planned(simulation: &str) -> Vec<String> {
+    let names = simulation.lines().filter_map(|line| line.strip_prefix("Inst ")?.split_whitespace().next());
+    names.map(|name| name.trim_end_matches(":arm64").to_owned()).collect()
+}
+
 fn kernel_dependency(record: &str) -> Option<String> {
     let depends = record.lines().find_map(|line| line.strip_prefix("Depends:"))?;
     depends
@@ -128,6 +154,13 @@ fn kernel_dependency(record: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_be_installed_is_read_from_apts_simulation() {
+        let simulation = "Reading package lists...\nInst libc6 (2.36 Debian:12 [arm64]) []\n\
+                          Inst qemu-system-arm (1:7.2 Debian:12 [arm64])\nConf libc6 (2.36 Debian:12 [arm64])\n";
+        assert_eq!(planned(simulation), ["libc6", "qemu-system-arm"]);
+    }
 
     #[test]
     fn the_kernel_is_found_in_the_meta_package() {

@@ -142,6 +142,15 @@ impl Packages {
         self.archive.unpack(package, directory)
     }
 
+    /// The same with every package that this one depends on.
+    ///
+    /// # Errors
+    /// As [`Packages::unpack`].
+    pub fn unpack_with_dependencies(&self, package: &str, directory: &Path) -> Result<()> {
+        system::require_debian(&format!("the arm64 package {package}"))?;
+        self.archive.unpack_with_dependencies(package, directory)
+    }
+
     /// Name of the kernel package on which Debian's arm64 cloud kernel depends today.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ mod catalog;
 mod cloud_hypervisor;
 mod fleet;
 mod guests;
+mod qemu;
 mod script;
 mod snapshots;
 mod vmm;
@@ -20,6 +21,7 @@ use crate::context::Context;
 use crate::host::KvmHost;
 use crate::packages::Tool;
 use crate::paths;
+use crate::peer::Qemu;
 use crate::progress::{note, tail};
 use crate::report::{CaseResult, Counts, Status};
 use crate::symbols::kernel_symbols;
@@ -27,9 +29,10 @@ use crate::vmm::GuestOptions;
 use catalog::{GuestKind, Scenario};
 use cloud_hypervisor::CloudHypervisor;
 pub(crate) use fleet::Fleet;
+use qemu::QemuTcg;
 use script::{Facts, Outcome};
-use vmm::{QemuTcg, ReferenceVmm, Vmm};
 pub(crate) use vmm::{ReferenceMover, RunningGuest};
+use vmm::{ReferenceVmm, Vmm};
 
 /// How long the Linux guest may take to its init, in a guest of an emulated host on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -43,8 +46,8 @@ const AGENT_READY: &str = "guest agent ready";
 /// Options of `scenarios`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ScenarioOptions {
-    /// The VMM to test: reference-vmm, cloud-hypervisor (with --binary), or qemu-tcg (QEMU's emulation and gdb server,
-    /// without KVM)
+    /// The VMM to test: reference-vmm, cloud-hypervisor (with --binary), qemu (Debian's, with KVM), or qemu-tcg (QEMU's
+    /// emulation, without KVM)
     #[arg(long, default_value = "reference-vmm")]
     pub vmm: String,
     /// The VMM's program, instead of one that is built or installed
@@ -114,10 +117,15 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
     let vmm: Box<dyn Vmm + '_> = match (options.vmm.as_str(), host) {
         ("qemu-tcg", _) => Box::new(QemuTcg::new(context, binary)?),
         ("reference-vmm", Some(host)) => Box::new(ReferenceVmm::new(context, host, binary)?),
+        ("qemu", Some(host)) => {
+            let qemu = Qemu::install(context, host, binary)?;
+            note(qemu.version()?);
+            Box::new(qemu)
+        }
         ("cloud-hypervisor", Some(host)) => {
             Box::new(CloudHypervisor::new(context, host, binary.context("no binary")?)?)
         }
-        (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm, cloud-hypervisor or qemu-tcg"),
+        (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm, cloud-hypervisor, qemu or qemu-tcg"),
     };
     let mut suite = Suite { context, host, vmm: vmm.as_ref(), guest: None };
     let results: Vec<_> = scenarios.iter().map(|scenario| suite.run(scenario)).collect();
