@@ -4,8 +4,10 @@
 //! every packet is parsed here first: it is passed on in its one well-formed spelling, answered here, or refused.
 
 mod extension;
+mod search;
 
 pub(crate) use extension::Extension;
+pub(crate) use search::{MAX_SEARCH, Search};
 
 use crate::vm_thread::{ThreadSelector, Tid};
 use guest_debug::{Breakpoint, Gva, WatchKind};
@@ -20,6 +22,10 @@ pub(crate) enum Verdict {
     Forward(Vec<u8>),
     /// gdbstub handles this body once the VM knows what becomes of the breakpoint's hits, which gdbstub has no word for.
     Insert(Vec<u8>, Breakpoint, Extension),
+    /// A search of memory.
+    Search(Search),
+    /// So much of the list of threads, from there on.
+    Threads { offset: u64, length: usize },
     /// Answered without gdbstub; an empty answer says that the packet is not known.
     Reply(Vec<u8>),
     /// The client leaves, after this answer if there is one. Killing is leaving: the VM is not the client's.
@@ -229,6 +235,14 @@ fn query(body: &[u8], name: &[u8], selection: &mut Selection) -> Option<Verdict>
             if let Some(id) = body.strip_prefix(b"qThreadExtraInfo,") {
                 let ThreadSelector::One(tid) = ThreadSelector::parse(id)? else { return None };
                 return forward(format!("qThreadExtraInfo,{:x}", tid.number()).as_bytes());
+            }
+            if let Some(args) = body.strip_prefix(b"qSearch:memory:") {
+                return search::parse(args).map(Verdict::Search);
+            }
+            if let Some(args) = body.strip_prefix(b"qXfer:threads:read::") {
+                let (offset, length) = split_once(args, b',')?;
+                let length = usize::try_from(number_of(length)?).map_or(MAX_READ, |length| length.min(MAX_READ));
+                return Some(Verdict::Threads { offset: number_of(offset)?, length });
             }
             if let Some(args) = body.strip_prefix(b"qXfer:features:read:") {
                 let (annex, range) = split_once(args, b':')?;

@@ -26,8 +26,10 @@ const MOVED: &str = "The VM goes on elsewhere, with its breakpoints; attach to i
 const MAX_BACKLOG: usize = 0x4_0000;
 /// Text in one packet, which must fit into the client's buffer.
 const MAX_TEXT: usize = 4096;
-/// Features that the gate adds to those of gdbstub.
-const FEATURES: &[u8] = b";ConditionalBreakpoints+;BreakpointCommands+";
+/// Features that are added to those of gdbstub.
+const FEATURES: &[u8] = b";qXfer:threads:read+";
+/// The same for VMs whose breakpoints may have rules.
+const RULES: &[u8] = b";ConditionalBreakpoints+;BreakpointCommands+";
 
 /// Packets kept that arrive while the guest runs; well-behaved clients send none.
 const MAX_EARLY_PACKETS: usize = 64;
@@ -221,6 +223,19 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                     Ok(())
                 }
             },
+            Verdict::Search(search) => {
+                self.select(self.selection.current);
+                let answer = self.target.search(&search).map(|found| match found {
+                    Some(address) => format!("1,{address:x}"),
+                    None => "0".to_owned(),
+                });
+                self.answer(answer, out)
+            }
+            Verdict::Threads { offset, length } => {
+                let selection = self.selection;
+                let list = self.target.thread_list(|tid| selection.format(tid));
+                self.answer(list.map(|list| piece(&list, offset, length)), out)
+            }
             Verdict::Forward(body) => {
                 // Detaching does not wait for the guest to stop.
                 if self.is_running() {
@@ -248,8 +263,11 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                 other => Ok(other),
             })?;
         }
-        if body.starts_with(b"qSupported") && self.target.vm.has_rules() {
+        if body.starts_with(b"qSupported") {
             append(FEATURES, mark, out);
+            if self.target.vm.has_rules() {
+                append(RULES, mark, out);
+            }
         }
         self.remember(mark, out);
         if let Some(message) = self.target.client.refusal.take() {
@@ -266,6 +284,16 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                 return self.report(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGINT }, out);
             }
             self.report_event(out)?;
+        }
+        Ok(())
+    }
+
+    /// An answer of ours, or an error with its text.
+    fn answer(&mut self, answer: Result<String, VmError>, out: &mut Vec<u8>) -> Result<(), End> {
+        match answer {
+            Ok(text) => self.reply(text.as_bytes(), out),
+            Err(VmError::Gone) => return Err(End::VmGone),
+            Err(error) => self.refuse(&error.to_string(), out),
         }
         Ok(())
     }
@@ -377,7 +405,7 @@ impl<'v, V: DebugVm> Stub<'v, V> {
     /// Sends a stop reply, with the registers that the client would ask for next.
     fn report(&mut self, reason: MultiThreadStopReason<u64>, out: &mut Vec<u8>) -> Result<(), End> {
         let vcpu = self.selection.current.vcpu();
-        let numbers = [description::FP, description::SP, description::PC];
+        let numbers = [description::FP, description::LR, description::SP, description::PC];
         let values = match reason {
             MultiThreadStopReason::Exited(_) => Vec::new(),
             _ => self.target.read_some(vcpu, &numbers).unwrap_or_default(),
@@ -449,6 +477,15 @@ impl<'v, V: DebugVm> Stub<'v, V> {
 
 fn show(text: &[u8], out: &mut Vec<u8>) {
     encode(format!("O{}", to_hex(text)).as_bytes(), out);
+}
+
+/// A piece of a text, as `qXfer` packets are answered: `l` in front of the last one, `m` in front of any other.
+fn piece(text: &str, offset: u64, length: usize) -> String {
+    let rest = usize::try_from(offset).ok().and_then(|offset| text.get(offset..)).unwrap_or_default();
+    match rest.get(..length) {
+        Some(piece) if piece.len() < rest.len() => format!("m{piece}"),
+        _ => format!("l{rest}"),
+    }
 }
 
 /// Appends to the body of the packet that begins behind `mark`.

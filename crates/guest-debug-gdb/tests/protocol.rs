@@ -17,7 +17,9 @@ fn handshake_announces_what_there_is() {
     let server = Server::start(MockVm::new(2));
     let mut client = server.connect();
     let features = client.ask("qSupported:multiprocess+");
-    for feature in ["PacketSize=020100", "vContSupported+", "swbreak+", "hwbreak+", "qXfer:features:read+"] {
+    for feature in
+        ["PacketSize=020100", "vContSupported+", "swbreak+", "hwbreak+", "qXfer:features:read+", "qXfer:threads:read+"]
+    {
         assert!(features.contains(feature), "{features}");
     }
     for feature in ["fork-events+", "vfork-events+", "ReverseStep+"] {
@@ -28,6 +30,12 @@ fn handshake_announces_what_there_is() {
     assert_eq!(client.ask("?"), "T05thread:p1.1;");
     assert_eq!(client.ask("qfThreadInfo"), "mp01.01,p01.02");
     assert_eq!(client.ask("qsThreadInfo"), "l");
+    let list = client.ask("qXfer:threads:read::0,1000");
+    let expected = |n, id| format!("<thread id=\"p1.{id}\">vCPU {n}: stopped, EL1h DAIF (0x3c5)</thread>");
+    assert_eq!(list, format!("l<threads>{}{}</threads>", expected(0, 1), expected(1, 2)));
+    let pieces = ["qXfer:threads:read::0,9", "qXfer:threads:read::9,fff"].map(|packet| client.ask(packet));
+    assert_eq!(pieces, [format!("m{}", &list[1..10]), format!("l{}", &list[10..])]);
+    assert_eq!(client.ask("qXfer:threads:read::fffff,10"), "l");
     assert_eq!(client.ask("Tp1.2"), "OK");
     assert_eq!(client.ask("Tp1.3"), "E01");
     let extra = unhex(&client.ask("qThreadExtraInfo,p1.2"));
@@ -115,6 +123,33 @@ fn memory_is_read_as_far_as_it_goes() {
     assert_eq!(client.ask("mffffffffffffffff,ffffffffffffffff"), "E0e");
     // A length beyond what fits into a packet is answered with less.
     assert_eq!(unhex(&client.ask(&format!("m{VIRTUAL:x},ffffffff"))), vm.state().memory[..0x10000]);
+}
+
+#[test]
+fn memory_is_searched() {
+    let vm = MockVm::new(1);
+    let server = Server::start(vm.clone());
+    let mut client = server.connect().greet();
+    let at = LENGTH as usize - 0x100;
+    vm.state().memory[at..at + 4].copy_from_slice(b"ab#c");
+    let found = format!("1,{:x}", VIRTUAL + at as u64);
+    let mut search = |address: u64, length: u64, pattern: &str| {
+        client.ask(&format!("qSearch:memory:{address:x};{length:x};{pattern}"))
+    };
+    // A pattern is binary, and what would end the packet is escaped.
+    assert_eq!(search(VIRTUAL, LENGTH, "ab}\x03c"), found);
+    assert_eq!(search(VIRTUAL + at as u64, 4, "ab}\x03c"), found);
+    assert_eq!(search(VIRTUAL + at as u64 + 1, 0x80, "ab}\x03c"), "0");
+    // It is there, and not whole in these bytes.
+    assert_eq!(search(VIRTUAL, at as u64 + 3, "ab}\x03c"), "0");
+    assert_eq!(search(VIRTUAL, 3, "ab}\x03c"), "0");
+    // What is in front of an unmapped page is found, and no pattern is missing from memory that can't be read.
+    assert_eq!(search(VIRTUAL, LENGTH + 1, "ab}\x03c"), found);
+    assert_eq!(search(VIRTUAL, LENGTH + 1, "absent"), "E.refused.nothing is readable at 0xffff800008020000");
+    assert_eq!(search(0, 0x1000, "absent"), "E.refused.0x0 is not mapped");
+    assert_eq!(search(u64::MAX, 0x1000, "ab"), "E.refused.0xffffffffffffffff is not mapped");
+    assert!(search(VIRTUAL, u64::MAX, "absent").starts_with("E.refused.not supported: a search goes through"));
+    assert_eq!(search(VIRTUAL, 8, ""), "E16");
 }
 
 #[test]
@@ -241,8 +276,8 @@ fn stop_replies_name_thread_and_reason() {
         client.send("vCont;c");
         vm.stop(VmEvent::Stopped(StopEvent { vcpu: VcpuId(1), reason }));
         let answer = client.receive().unwrap();
-        // Frame pointer, stack pointer and program counter come along.
-        let registers = format!("1d:{};1f:{};20:{};", &client.ask("p1d"), &client.ask("p1f"), &client.ask("p20"));
+        // Frame pointer, link register, stack pointer and program counter come along.
+        let registers = ["1d", "1e", "1f", "20"].map(|n| format!("{n}:{};", client.ask(&format!("p{n}")))).concat();
         assert_eq!(answer, format!("{expected}{registers}"));
         assert_eq!(client.ask("qC"), "QCp1.2");
     }

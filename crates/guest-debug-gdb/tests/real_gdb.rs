@@ -139,6 +139,53 @@ fn stops_and_memory() {
     assert_eq!(vm.state().memory[0x200..0x208], 0x1122u64.to_le_bytes());
 }
 
+/// Packets that gdb sends for each of these commands.
+fn packets_of(server: &Server, setup: &[&str], commands: &[&str]) -> Option<Vec<Vec<String>>> {
+    // A packet as well, so that it is where it belongs among what gdb logs.
+    let mark = "maintenance packet qMarked";
+    let log = ["set debug remote 1"].into_iter().chain(commands.iter().flat_map(|command| [mark, command]));
+    let all = setup.iter().copied().chain(log).chain([mark, "set debug remote 0", "detach"]);
+    let text = gdb(server, &all.collect::<Vec<_>>())?;
+    let sent = text.lines().filter_map(|line| line.split_once("Sending packet: $")?.1.split_once('#'));
+    let sent: Vec<_> = sent.map(|(packet, _)| packet.to_owned()).collect();
+    let mut parts: Vec<_> = sent.split(|packet| packet == "qMarked").skip(1).map(<[_]>::to_vec).collect();
+    parts.pop();
+    assert_eq!(parts.len(), commands.len());
+    Some(parts)
+}
+
+#[test]
+fn what_a_stop_reply_says_is_not_asked_for() {
+    let server = Server::start(MockVm::new(2));
+    let Some(packets) = packets_of(&server, &["stepi"], &["stepi", "stepi"]) else { return };
+    for packets in packets {
+        assert!(packets.iter().any(|packet| packet.starts_with("vCont;s:p1.1;c")), "{packets:?}");
+        // The stopped vCPU's place and frame are in the stop reply, and the threads in one answer.
+        for unasked in ["g", "p", "qfThreadInfo", "qsThreadInfo", "qThreadExtraInfo", "Hg", "?"] {
+            let asked = |packet: &&String| packet.split([',', ':', ';']).next() == Some(unasked);
+            assert_eq!(packets.iter().find(asked), None, "{packets:?}");
+        }
+        let lists = packets.iter().filter(|packet| packet.starts_with("qXfer:threads:read")).count();
+        assert_eq!(lists, 1, "{packets:?}");
+    }
+}
+
+#[test]
+fn memory_is_asked_for_in_large_pieces_and_searched_without_coming_here() {
+    let vm = MockVm::new(1);
+    let server = Server::start(vm.clone());
+    vm.state().memory[0x1_5000..0x1_5008].copy_from_slice(&0x0123_4567_89ab_cdefu64.to_le_bytes());
+    let end = VIRTUAL + 0x2_0000;
+    let dump = format!("dump binary memory /dev/null {VIRTUAL:#x} {end:#x}");
+    let find = format!("find /g {VIRTUAL:#x}, {end:#x} - 1, 0x0123456789abcdef");
+    let Some(packets) = packets_of(&server, &[], &[&dump, &find]) else { return };
+    // 128 KiB: two answers of 64 KiB.
+    assert_eq!(packets[0].len(), 2, "{:?}", packets[0]);
+    // The second search begins behind the place that was found.
+    assert_eq!(packets[1].len(), 2, "{:?}", packets[1]);
+    assert!(packets[1].iter().all(|packet| packet.starts_with("qSearch:memory:")), "{:?}", packets[1]);
+}
+
 #[test]
 fn refusals_say_why() {
     let server = Server::start(MockVm::new(1));

@@ -19,6 +19,8 @@ pub(crate) const SP: usize = 31;
 pub(crate) const PC: usize = 32;
 /// Number of the frame pointer, X29.
 pub(crate) const FP: usize = 29;
+/// Number of x30, the link register.
+pub(crate) const LR: usize = 30;
 
 /// Values of vCPU registers, as the VM gave them.
 pub(crate) type Values = BTreeMap<Reg, Vec<u8>>;

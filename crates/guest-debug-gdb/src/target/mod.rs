@@ -7,6 +7,8 @@ mod monitor;
 mod registers;
 mod resume;
 mod rules;
+mod search;
+mod thread_list;
 mod threads;
 
 use crate::arch::GuestArch;

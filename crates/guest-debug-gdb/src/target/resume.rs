@@ -23,7 +23,7 @@ impl<V: DebugVm> GuestTarget<'_, V> {
     fn try_resume(&mut self) -> Result<(), VmError> {
         let mut actions = std::mem::take(&mut self.client.actions);
         // A thread that went away between two packets is no reason to keep the others.
-        let threads = self.threads()?;
+        let threads: Vec<_> = self.threads()?.into_iter().map(|(vcpu, _)| vcpu).collect();
         actions.retain(|(vcpu, _)| threads.contains(vcpu));
         if self.client.others_stay {
             let named: Vec<_> = actions.iter().map(|(vcpu, _)| *vcpu).collect();

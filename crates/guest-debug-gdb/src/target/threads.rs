@@ -14,11 +14,12 @@ use guest_debug::{VcpuId, VcpuState};
 
 impl<V: DebugVm> GuestTarget<'_, V> {
     /// vCPUs that a client can look at: those that are not offline, and one at least.
-    pub(crate) fn threads(&self) -> Result<Vec<VcpuId>, VmError> {
+    pub(crate) fn threads(&self) -> Result<Vec<(VcpuId, VcpuState)>, VmError> {
         let states = self.vm.vcpu_states()?;
-        let online = (0..).zip(states).filter(|(_, state)| *state != VcpuState::Offline);
-        let online: Vec<VcpuId> = online.map(|(n, _)| VcpuId(n)).collect();
-        Ok(if online.is_empty() { vec![self.current()] } else { online })
+        let current = (self.current(), states.get(self.current().0 as usize).copied().unwrap_or(VcpuState::Offline));
+        let online = (0..).map(VcpuId).zip(states).filter(|(_, state)| *state != VcpuState::Offline);
+        let online: Vec<_> = online.collect();
+        Ok(if online.is_empty() { vec![current] } else { online })
     }
 
     /// `vCPU 0: stopped, EL1h DAIF (0x3c5)`, as far as it is known.
@@ -26,9 +27,16 @@ impl<V: DebugVm> GuestTarget<'_, V> {
         let states = self.vm.vcpu_states().unwrap_or_default();
         match states.get(vcpu.0 as usize) {
             None => format!("{vcpu}: there is no such vCPU"),
-            Some(VcpuState::Offline) => format!("{vcpu}: offline"),
-            Some(VcpuState::Running) => format!("{vcpu}: running"),
-            Some(VcpuState::Stopped) => {
+            Some(state) => self.describe_state(vcpu, *state),
+        }
+    }
+
+    /// The same for a vCPU in this state.
+    pub(super) fn describe_state(&self, vcpu: VcpuId, state: VcpuState) -> String {
+        match state {
+            VcpuState::Offline => format!("{vcpu}: offline"),
+            VcpuState::Running => format!("{vcpu}: running"),
+            VcpuState::Stopped => {
                 let values = self.values(vcpu, vec![Reg::Pstate]).unwrap_or_default();
                 let pstate = values.get(&Reg::Pstate).and_then(|bytes| bytes.as_slice().try_into().ok());
                 match pstate.map(|bytes| Pstate(u64::from_le_bytes(bytes))) {
@@ -64,7 +72,7 @@ impl<V: DebugVm> MultiThreadBase for GuestTarget<'_, V> {
     }
 
     fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), VmError> {
-        for vcpu in self.threads()? {
+        for (vcpu, _) in self.threads()? {
             thread_is_active(VcpuTid::of(vcpu).to_gdbstub());
         }
         Ok(())
