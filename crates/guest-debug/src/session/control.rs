@@ -179,15 +179,16 @@ impl VcpuSlot {
         self.changed.notify_all();
     }
 
-    /// Asks for a stop. Answers whether the vCPU must be kicked for it.
+    /// Asks for a stop. Answers whether the vCPU must be kicked for it: one that was asked before was kicked then, or is
+    /// out of the guest by itself.
     pub(super) fn request_stop(&self) -> bool {
         let mut shared = self.lock();
         shared.order = Order::Stay;
         if shared.frozen.is_some() {
             shared.frozen = Some(Order::Stay);
         }
-        self.stop.store(true, Ordering::Release);
-        shared.online && !shared.parked
+        let asked = self.stop.swap(true, Ordering::AcqRel);
+        shared.online && !shared.parked && !asked
     }
 
     /// Asks for a stop after which the vCPU goes on with what it was doing. Answers whether it must be kicked for it.

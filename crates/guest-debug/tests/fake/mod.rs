@@ -271,6 +271,7 @@ impl Vm {
         }
     }
 
+    #[allow(dead_code, reason = "not every suite wants it")]
     pub fn word(&self, at: u64) -> u32 {
         self.ram.read_obj(GuestAddress(at)).unwrap()
     }
@@ -325,10 +326,12 @@ impl Vm {
         self.vcpus[vcpu as usize].get_u64(reg).unwrap()
     }
 
+    #[allow(dead_code, reason = "not every suite wants it")]
     pub fn set(&self, vcpu: u32, reg: Reg, value: u64) {
         self.vcpus[vcpu as usize].set_u64(reg, value).unwrap();
     }
 
+    #[allow(dead_code, reason = "not every suite wants it")]
     pub fn pc(&self, vcpu: u32) -> u64 {
         self.get(vcpu, Reg::Pc)
     }
