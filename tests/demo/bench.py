@@ -1,63 +1,166 @@
-"""The benchmark's part with a real gdb: steps, a memory dump, and a guest that runs with gdb attached.
+"""The benchmark's part with a real gdb. The runner asks for one measurement after the other, of two servers in turns.
 
-Runs inside gdb. The runner passes facts through the environment: BENCH_TARGET (what `target remote` takes),
-BENCH_KERNEL (ELF file with symbols), BENCH_DUMP (file for the dump) and BENCH_RESULTS (file for the figures, as JSON).
-While the guest runs, this script waits until the runner has removed the file with the figures.
+Runs inside gdb, with what gdbcase.py wants in its environment. BENCH_SOCKET is a unix socket: each line that comes is the name of
+one of the tasks below and an amount, and each is answered with a line, the seconds it took. While nothing is asked the guest is
+stopped.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import socket
 import time
-import traceback
+from typing import Callable
 
-import gdb
+from gdbcase import *
+from linux import *
+from rules import evaluates
 
-STEPS = 200
-DUMP_MIB = 4
-# Longest that the runner may look at the running guest.
-LOOK = 60.0
+MIB = 1 << 20
+# In the kernel, where interrupts may come.
+KERNEL_FUNCTION = "__arm64_sys_clock_nanosleep"
+# In the timer's interrupt.
+MASKED_FUNCTION = "update_process_times"
+# Eight bytes that no code has, for a search that goes to its end.
+NOWHERE = 0xF00D_FACE_CAFE_BEEF
 
 
-def timed(command: str, times: int = 1) -> float:
-    """Seconds for one."""
+def timed(commands: list[str], times: int = 1) -> float:
+    """Seconds for all of them."""
     started = time.monotonic()
     for _ in range(times):
-        gdb.execute(command, to_string=True)
-    return (time.monotonic() - started) / times
+        for command in commands:
+            gdb.execute(command, to_string=True)
+    return time.monotonic() - started
 
 
-def main() -> None:
-    results = os.environ["BENCH_RESULTS"]
-    for setting in ("pagination off", "confirm off", "width 0", "architecture aarch64", "remotetimeout 60",
-                    "tcp connect-timeout 60", "print thread-events off"):
-        gdb.execute(f"set {setting}", to_string=True)
-    gdb.execute(f"file {os.environ['BENCH_KERNEL']}", to_string=True)
-    gdb.execute(f"target remote {os.environ['BENCH_TARGET']}", to_string=True)
-    gdb.execute("hbreak *vfs_write", to_string=True)
-    gdb.execute("continue", to_string=True)
-    gdb.execute("delete")
-    round_trip = timed("maintenance packet qC", 100)
-    step = timed("stepi", STEPS)
-    start = int(gdb.parse_and_eval("(unsigned long)&_stext"))
-    dump = f"dump binary memory {os.environ['BENCH_DUMP']} {start:#x} {start + (DUMP_MIB << 20):#x}"
-    seconds = sorted(timed(dump) for _ in range(3))[1]
-    gdb.execute("continue &", to_string=True)
-    with open(results + ".part", "w", encoding="utf-8") as file:
-        figures = {"steps_per_second": 1 / step, "round_trips_per_second": 1 / round_trip}
-        json.dump({**figures, "dump_mib_per_second": DUMP_MIB / seconds}, file)
-    os.rename(results + ".part", results)
-    end = time.monotonic() + LOOK
-    while os.path.exists(results) and time.monotonic() < end:
-        time.sleep(0.1)
+def into_kernel() -> None:
+    """To the start of a function that the agent calls before it sleeps."""
+    poll()
+    run_to(KERNEL_FUNCTION)
 
 
-try:
-    main()
-    code = 0
-except Exception:
-    traceback.print_exc()
-    code = 1
-# Without a goodbye: gdb would have to stop the guest for one.
-os._exit(code)
+def text(mib: int) -> tuple[int, int]:
+    start = sym("_stext")
+    return start, start + mib * MIB
+
+
+def round_trip(times: int) -> float:
+    return timed(["maintenance packet qC"], times)
+
+
+def steps(times: int) -> float:
+    into_kernel()
+    return timed(["stepi"], times)
+
+
+def onward(times: int) -> float:
+    """Continues to a breakpoint on the next instruction, again and again from the same place. Interrupts are masked there: the
+    guest has nothing else to do first."""
+    run_to(MASKED_FUNCTION)
+    pc = sym(MASKED_FUNCTION)
+    return timed([f"set $pc = {pc:#x}", f"thbreak *{pc + 4:#x}", "continue"], times)
+
+
+def dump(mib: int) -> float:
+    into_kernel()
+    start, end = text(mib)
+    name = f"{os.environ['BENCH_SOCKET']}.dump"
+    seconds = timed([f"dump binary memory {name} {start:#x} {end:#x}"])
+    equal("bytes in the dump", os.stat(name).st_size, end - start)
+    os.unlink(name)
+    return seconds
+
+
+def find(mib: int) -> float:
+    into_kernel()
+    start, end = text(mib)
+    return timed([f"find /g {start:#x}, {end:#x}, (unsigned long){NOWHERE:#x}"])
+
+
+def conditions(hits: int) -> float:
+    """So many calls of a kernel function, on both vCPUs, with a breakpoint there whose condition is never true. Where the server
+    evaluates none, gdb does."""
+    try:
+        evaluates()
+    except Skip:
+        return conditions_of_gdb(hits)
+    gdb.execute("set breakpoint condition-evaluation target")
+    poll()
+    command("syscalls", hits // 2)
+    # The poll that sees the command.
+    poll()
+    breakpoint = hbreak(SYSCALL)
+    breakpoint.condition = "$x0 == 1"
+    end = hbreak("agent_done")
+    started = time.monotonic()
+    stop = cont()
+    seconds = time.monotonic() - started
+    check(stop.at(end), f"a stop that was not asked for: {stop}")
+    equal("calls that the guest counted", u64("syscalls") + u64(sym("syscalls") + 8), hits // 2 * 2)
+    breakpoint.delete()
+    end.delete()
+    return seconds
+
+
+class Evaluated(gdb.Breakpoint):
+    """A breakpoint that gdb decides about, until it has done so often enough. Which calls of the function those were is another
+    question: a server that steps into an interrupt comes by the same call again."""
+
+    def __init__(self, location: str, times: int) -> None:
+        super().__init__(f"*{sym(location):#x}", gdb.BP_HARDWARE_BREAKPOINT)
+        self.left = times
+
+    def stop(self) -> bool:
+        self.left -= 1
+        return self.left <= 0 or reg("x0") == 1
+
+
+def conditions_of_gdb(hits: int) -> float:
+    """The same with a condition that gdb evaluates, so many times."""
+    poll()
+    command("hammer")
+    done("hammer")
+    breakpoint = Evaluated(SYSCALL, hits)
+    started = time.monotonic()
+    stop = cont()
+    seconds = time.monotonic() - started
+    check(stop.at(breakpoint), f"a stop that was not asked for: {stop}")
+    breakpoint.delete()
+    poll()
+    command("calm")
+    done("calm")
+    return seconds
+
+
+def run_on(seconds: int) -> float:
+    """The guest runs, with gdb waiting for it."""
+    poll()
+    started = time.monotonic()
+    run_for(float(seconds))
+    return time.monotonic() - started
+
+
+TASKS: dict[str, Callable[[int], float]] = {
+    "round-trip": round_trip,
+    "stepi": steps,
+    "onward": onward,
+    "dump": dump,
+    "find": find,
+    "conditions": conditions,
+    "conditions-gdb": conditions_of_gdb,
+    "run": run_on,
+}
+
+
+def body() -> None:
+    runner = socket.socket(socket.AF_UNIX)
+    runner.connect(os.environ["BENCH_SOCKET"])
+    with runner, runner.makefile("rw", encoding="utf-8") as lines:
+        while line := lines.readline():
+            name, amount = line.split()
+            lines.write(f"{TASKS[name](int(amount))}\n")
+            lines.flush()
+
+
+run(body)

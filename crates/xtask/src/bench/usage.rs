@@ -6,15 +6,15 @@ use crate::host::{KvmHost, command};
 use crate::vmm::Guest;
 
 /// How long the VMM is looked at.
-const SECONDS: u32 = 5;
+pub(super) const SECONDS: u32 = 5;
 
 /// Shares of one CPU, in percent.
 #[derive(Debug, PartialEq)]
 pub(super) struct Usage {
     /// All threads of the VMM.
     pub process: f64,
-    /// The gdb server's thread alone.
-    pub gdb_thread: f64,
+    /// All but the vCPUs': the gdb server's among them.
+    pub others: f64,
 }
 
 /// Looks at a guest's VMM for a while.
@@ -26,9 +26,9 @@ pub(super) fn measure(host: &KvmHost, guest: &Guest) -> Result<Usage> {
     // socket's path in it, too.
     let script = format!(
         "for p in /proc/[0-9]*; do
-             [ \"$(cat $p/comm 2>/dev/null)\" = reference-vmm ] && grep -q {} $p/cmdline && vmm=$p
+             [ $p != /proc/$$ ] && grep -q {} $p/cmdline 2>/dev/null && vmm=$p
          done
-         show() {{ for t in $vmm/task/*; do echo \"$(cat $t/comm) $(cat $t/schedstat)\"; done; }}
+         show() {{ for t in $vmm/task/*; do echo \"$(cat $t/schedstat) $(cat $t/comm)\"; done; }}
          show; sleep {SECONDS}; echo then; show",
         guest.socket
     );
@@ -38,7 +38,7 @@ pub(super) fn measure(host: &KvmHost, guest: &Guest) -> Result<Usage> {
     let share = |nanoseconds: u64| nanoseconds as f64 / 1e9 / f64::from(SECONDS) * 100.0;
     Ok(Usage {
         process: share(after.process.saturating_sub(before.process)),
-        gdb_thread: share(after.gdb_thread.saturating_sub(before.gdb_thread)),
+        others: share(after.others.saturating_sub(before.others)),
     })
 }
 
@@ -46,22 +46,23 @@ pub(super) fn measure(host: &KvmHost, guest: &Guest) -> Result<Usage> {
 #[derive(Debug, PartialEq)]
 struct Times {
     process: u64,
-    gdb_thread: u64,
+    others: u64,
 }
 
-/// Lines of a thread's name, its time on a CPU, and more.
+/// Lines of a thread's time on a CPU, two numbers more, and its name.
 fn times(text: &str) -> Result<Times> {
-    let (mut process, mut gdb_thread) = (0, None);
+    let (mut process, mut others) = (0, None);
     for line in text.lines() {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        let [name, time, ..] = fields[..] else { bail!("{line:?} is no thread's time") };
-        let time: u64 = time.parse().with_context(|| format!("{line:?} has no time"))?;
+        let mut fields = line.splitn(4, ' ');
+        let time = fields.next().and_then(|time| time.parse::<u64>().ok());
+        let (Some(time), Some(name)) = (time, fields.nth(2)) else { bail!("{line:?} is no thread's time") };
         process += time;
-        if name == "gdb" {
-            gdb_thread = Some(time);
+        // As reference-vmm and QEMU name them.
+        if !name.starts_with("vcpu") && !name.starts_with("CPU ") {
+            *others.get_or_insert(0) += time;
         }
     }
-    Ok(Times { process, gdb_thread: gdb_thread.context("the VMM has no thread of the gdb server")? })
+    Ok(Times { process, others: others.context("the VMM has no threads but its vCPUs'")? })
 }
 
 #[cfg(test)]
@@ -69,10 +70,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_of_all_threads_are_summed() {
-        let text = "reference-vmm 5 1 2\ngdb 7 0 1\nvcpu0 100 3 4\n";
-        assert_eq!(times(text).unwrap(), Times { process: 112, gdb_thread: 7 });
-        assert!(times("").is_err());
-        assert!(times("gdb x 1 2").is_err());
+    fn times_of_threads_are_summed_with_and_without_vcpus() {
+        let text = "5 1 2 reference-vmm\n7 0 1 gdb\n100 3 4 vcpu0\n10 3 4 CPU 1/KVM\n";
+        assert_eq!(times(text).unwrap(), Times { process: 122, others: 12 });
+        for bad in ["", "x 1 2 gdb\n", "1 2 3\n"] {
+            assert!(times(bad).is_err(), "{bad:?}");
+        }
     }
 }
