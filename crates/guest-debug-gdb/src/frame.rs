@@ -89,12 +89,70 @@ impl FrameDecoder {
 
 /// Puts a body into a frame: `$body#xx`. The body must be escaped already.
 pub(crate) fn encode(body: &[u8], out: &mut Vec<u8>) {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     let sum = body.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
     out.push(b'$');
     out.extend_from_slice(body);
     out.push(b'#');
-    out.extend([sum >> 4, sum & 0xf].map(|digit| DIGITS[usize::from(digit)] as u8));
+    out.extend([sum >> 4, sum & 0xf].map(digit));
+}
+
+/// Puts bytes into a frame as hex digits, runs of one digit shortened as the protocol allows: a guest's memory is full of zeros,
+/// and of nothing that other encodings of the protocol would make shorter.
+pub(crate) fn encode_hex(bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(b'$');
+    let start = out.len();
+    out.reserve(2 * bytes.len() + 3);
+    let mut rest = bytes;
+    while let [byte, tail @ ..] = rest {
+        let digits = &HEX[usize::from(*byte)];
+        rest = tail;
+        if digits[0] == digits[1] && tail.first() == Some(byte) {
+            let same = tail.iter().take_while(|next| *next == byte).count();
+            repeat(digits[0], 2 * (same + 1), out);
+            rest = tail.get(same..).unwrap_or_default();
+        } else {
+            out.extend_from_slice(digits);
+        }
+    }
+    let sum = out.get(start..).unwrap_or_default().iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    out.push(b'#');
+    out.extend([sum >> 4, sum & 0xf].map(digit));
+}
+
+/// So many of one digit: a digit, a star and a character that counts those that follow, from 29.
+fn repeat(digit: u8, mut count: usize, out: &mut Vec<u8>) {
+    /// The counting character is a tilde then.
+    const MOST: usize = 97;
+    while count > 0 {
+        out.push(digit);
+        count -= 1;
+        let more = match count {
+            // Too few to be worth it.
+            0..3 => continue,
+            // These would be a number sign and a dollar sign.
+            6 | 7 => 5,
+            count => count.min(MOST),
+        };
+        out.push(b'*');
+        out.push(u8::try_from(more + 29).unwrap_or(b'~'));
+        count -= more;
+    }
+}
+
+/// Every byte's digits.
+const HEX: [[u8; 2]; 256] = {
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [digit(byte as u8 >> 4), digit(byte as u8 & 0xf)];
+        byte += 1;
+    }
+    table
+};
+
+/// A value of four bits as a hex digit.
+const fn digit(value: u8) -> u8 {
+    if value < 10 { b'0' + value } else { b'a' + value - 10 }
 }
 
 /// Bytes as lower-case hex digits.
@@ -126,6 +184,37 @@ mod tests {
         bytes.extend(b"\x03-");
         let expected = [Frame::Ack, Frame::Packet(b"qC".to_vec()), Frame::Interrupt, Frame::Nack];
         assert_eq!(decode(16, &bytes), expected);
+    }
+
+    /// What a client makes of run lengths.
+    fn expand(body: &[u8]) -> Vec<u8> {
+        let mut text = Vec::new();
+        let mut bytes = body.iter();
+        while let Some(byte) = bytes.next() {
+            if *byte == b'*' {
+                let (last, count) = (*text.last().unwrap(), usize::from(*bytes.next().unwrap()) - 29);
+                text.extend(std::iter::repeat_n(last, count));
+            } else {
+                text.push(*byte);
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn runs_of_every_length_are_what_they_were() {
+        for value in [0u8, 0xff, 0x55] {
+            for length in 0..300 {
+                let bytes = [vec![0x12], vec![value; length], vec![0x05, 0x50]].concat();
+                let mut out = Vec::new();
+                encode_hex(&bytes, &mut out);
+                // Nothing in it ends a packet, and its checksum fits.
+                let [Frame::Packet(body)] = &decode(4096, &out)[..] else { panic!("{value:#x} {length}: {out:x?}") };
+                assert_eq!(expand(body), to_hex(&bytes).into_bytes(), "{value:#x} {length}");
+                assert!(body.iter().all(|byte| (b' '..=b'~').contains(byte)));
+                assert!(body.len() <= 6 + 3 * (2 * length).div_ceil(98) + 4, "{value:#x} {length}: {}", body.len());
+            }
+        }
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(crate) enum Verdict {
     Forward(Vec<u8>),
     /// gdbstub handles this body once the VM knows what becomes of the breakpoint's hits, which gdbstub has no word for.
     Insert(Vec<u8>, Breakpoint, Extension),
+    /// So much memory from there on.
+    Read { address: u64, length: usize },
     /// A search of memory.
     Search(Search),
     /// So much of the list of threads, from there on.
@@ -118,11 +120,11 @@ fn resume(action: &str, selection: &Selection) -> Verdict {
 fn read_memory(args: &[u8]) -> Option<Verdict> {
     let (address, length) = split_once(args, b',')?;
     let (address, length) = (number_of(address)?, number_of(length)?);
-    let length = length.min(MAX_READ as u64);
+    let length = usize::try_from(length).map_or(MAX_READ, |length| length.min(MAX_READ));
     if length == 0 {
         return None;
     }
-    Some(Verdict::Forward(format!("m{address:x},{length:x}").into_bytes()))
+    Some(Verdict::Read { address, length })
 }
 
 fn write_memory(kind: u8, args: &[u8]) -> Option<Verdict> {

@@ -1,7 +1,7 @@
 //! One client's session, without any I/O: bytes and VM events in, bytes out.
 
 use crate::description;
-use crate::frame::{Frame, FrameDecoder, encode, to_hex};
+use crate::frame::{Frame, FrameDecoder, encode, encode_hex, to_hex};
 use crate::gate::{self, Selection, Verdict};
 use crate::target::GuestTarget;
 use crate::vm::{DebugVm, VmError, VmEvent};
@@ -223,6 +223,16 @@ impl<'v, V: DebugVm> Stub<'v, V> {
                     Ok(())
                 }
             },
+            // As gdbstub would, which takes each digit by itself.
+            Verdict::Read { address, length } => {
+                self.select(self.selection.current);
+                match self.target.read(self.target.current(), address, length) {
+                    Ok(bytes) => self.reply_with(|out| encode_hex(&bytes, out), out),
+                    Err(VmError::Gone) => return Err(End::VmGone),
+                    Err(error) => self.reply(format!("E{:02x}", error.errno()).as_bytes(), out),
+                }
+                Ok(())
+            }
             Verdict::Search(search) => {
                 self.select(self.selection.current);
                 let answer = self.target.search(&search).map(|found| match found {
@@ -451,11 +461,15 @@ impl<'v, V: DebugVm> Stub<'v, V> {
 
     /// Answers without gdbstub.
     fn reply(&mut self, body: &[u8], out: &mut Vec<u8>) {
+        self.reply_with(|out| encode(body, out), out);
+    }
+
+    fn reply_with(&mut self, encode: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
         let mark = out.len();
         if self.acknowledge {
             out.push(b'+');
         }
-        encode(body, out);
+        encode(out);
         self.remember(mark, out);
     }
 

@@ -6,18 +6,24 @@ use guest_debug::{Gva, VcpuId};
 use vm_memory::GuestAddress;
 
 impl<V: DebugVm> GuestTarget<'_, V> {
-    /// Reads what is readable from `address` on, into the beginning of `data`.
+    /// Reads what is readable from `address` on: a byte at least.
+    pub(crate) fn read(&self, vcpu: VcpuId, address: u64, length: usize) -> Result<Vec<u8>, VmError> {
+        let length = within_address_space(address, length);
+        let mut bytes = self.vm.read_memory(self.place(vcpu, address), length)?;
+        bytes.truncate(length);
+        if bytes.is_empty() {
+            return Err(VmError::Unmapped(format!("nothing is readable at {address:#x}")));
+        }
+        Ok(bytes)
+    }
+
+    /// The same, into the beginning of `data`.
     pub(super) fn read_memory(&self, vcpu: VcpuId, address: u64, data: &mut [u8]) -> Result<usize, VmError> {
-        let length = within_address_space(address, data.len());
-        let bytes = self.vm.read_memory(self.place(vcpu, address), length)?;
-        let length = bytes.len().min(length);
-        if let (Some(to), Some(from)) = (data.get_mut(..length), bytes.get(..length)) {
-            to.copy_from_slice(from);
+        let bytes = self.read(vcpu, address, data.len())?;
+        if let Some(to) = data.get_mut(..bytes.len()) {
+            to.copy_from_slice(&bytes);
         }
-        match length {
-            0 => Err(VmError::Unmapped(format!("nothing is readable at {address:#x}"))),
-            length => Ok(length),
-        }
+        Ok(bytes.len())
     }
 
     /// Writes all of `data` or nothing. An empty write asks whether such packets work, and nothing else.

@@ -5,7 +5,7 @@ use crate::gate::{MAX_SEARCH, Search};
 use crate::vm::{DebugVm, VmError};
 
 /// Read at once. The pieces overlap by the pattern, less a byte.
-const PIECE: usize = 1 << 20;
+const PIECE: u64 = 1 << 20;
 
 impl<V: DebugVm> GuestTarget<'_, V> {
     /// First address at which the pattern is found in the memory that the client's current vCPU sees. What can't be read is
@@ -18,19 +18,17 @@ impl<V: DebugVm> GuestTarget<'_, V> {
         let (Some(first), Ok(overlap)) = (pattern.first(), u64::try_from(pattern.len().saturating_sub(1))) else {
             return Ok(None);
         };
-        let mut data = Vec::new();
         let mut done = 0;
         while length - done > overlap {
             let at = address.wrapping_add(done);
-            let wanted = (length - done).min(PIECE as u64 + overlap);
-            data.resize(usize::try_from(wanted).unwrap_or(PIECE), 0);
-            let read = self.read_memory(self.current(), at, &mut data)?;
-            data.truncate(read);
+            let wanted = (length - done).min(PIECE + overlap);
+            let data = self.read(self.current(), at, usize::try_from(wanted).unwrap_or(usize::MAX))?;
             if let Some(offset) = position(&data, *first, pattern) {
                 return Ok(Some(at.wrapping_add(offset as u64)));
             }
-            if (read as u64) < wanted {
-                return Err(VmError::Unmapped(format!("nothing is readable at {:#x}", at.wrapping_add(read as u64))));
+            let read = data.len() as u64;
+            if read < wanted {
+                return Err(VmError::Unmapped(format!("nothing is readable at {:#x}", at.wrapping_add(read))));
             }
             done += wanted - overlap;
         }
