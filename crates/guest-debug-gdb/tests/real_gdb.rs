@@ -167,6 +167,9 @@ fn what_a_stop_reply_says_is_not_asked_for() {
         }
         let lists = packets.iter().filter(|packet| packet.starts_with("qXfer:threads:read")).count();
         assert_eq!(lists, 1, "{packets:?}");
+        // gdb looks at the instruction before the step, for exclusives, and twice behind it whether there is memory.
+        let reads = packets.iter().filter(|packet| packet.starts_with('m')).count();
+        assert_eq!((reads, packets.len()), (3, 5), "{packets:?}");
     }
 }
 

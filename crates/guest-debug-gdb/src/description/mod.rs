@@ -77,9 +77,11 @@ impl Description {
             features::tls(&mut builder);
         }
         features::system(&mut builder, regs);
+        // Without an OS ABI gdb takes the target for a Linux process, and looks for the frame of a signal handler at every stop:
+        // six reads of memory, each a round trip. A file that says which ABI it is for has precedence.
         let xml = format!(
             "<?xml version=\"1.0\"?>\n<!DOCTYPE target SYSTEM \"gdb-target.dtd\">\n<target version=\"1.0\">\n\
-             <architecture>aarch64</architecture>\n{}</target>\n",
+             <architecture>aarch64</architecture>\n<osabi>none</osabi>\n{}</target>\n",
             builder.xml
         );
         Self { entries: builder.entries, general, xml }
