@@ -235,16 +235,24 @@ impl<'v, V: DebugVm> Stub<'v, V> {
             }
             Verdict::Search(search) => {
                 self.select(self.selection.current);
-                let answer = self.target.search(&search).map(|found| match found {
-                    Some(address) => format!("1,{address:x}"),
-                    None => "0".to_owned(),
-                });
-                self.answer(answer, out)
+                let answer = match self.target.search(&search) {
+                    Ok(Some(address)) => format!("1,{address:x}"),
+                    Ok(None) => "0".to_owned(),
+                    Err(VmError::Gone) => return Err(End::VmGone),
+                    // gdb takes an error for a pattern that is not there, and shows what it does not understand.
+                    Err(error) => format!("the search failed: {}", one_packet(&error.to_string())),
+                };
+                self.reply(answer.as_bytes(), out);
+                Ok(())
             }
             Verdict::Threads { offset, length } => {
                 let selection = self.selection;
-                let list = self.target.thread_list(|tid| selection.format(tid));
-                self.answer(list.map(|list| piece(&list, offset, length)), out)
+                match self.target.thread_list(|tid| selection.format(tid)) {
+                    Ok(list) => self.reply(piece(&list, offset, length).as_bytes(), out),
+                    Err(VmError::Gone) => return Err(End::VmGone),
+                    Err(error) => self.refuse(&error.to_string(), out),
+                }
+                Ok(())
             }
             Verdict::Forward(body) => {
                 // Detaching does not wait for the guest to stop.
@@ -298,21 +306,9 @@ impl<'v, V: DebugVm> Stub<'v, V> {
         Ok(())
     }
 
-    /// An answer of ours, or an error with its text.
-    fn answer(&mut self, answer: Result<String, VmError>, out: &mut Vec<u8>) -> Result<(), End> {
-        match answer {
-            Ok(text) => self.reply(text.as_bytes(), out),
-            Err(VmError::Gone) => return Err(End::VmGone),
-            Err(error) => self.refuse(&error.to_string(), out),
-        }
-        Ok(())
-    }
-
     /// An error with its text.
     fn refuse(&mut self, message: &str, out: &mut Vec<u8>) {
-        let text: String = message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();
-        let text = text.replace(['#', '$', '}', '*'], " ");
-        self.reply(format!("E.refused.{text}").as_bytes(), out);
+        self.reply(format!("E.refused.{}", one_packet(message)).as_bytes(), out);
     }
 
     /// The answer to `?`. gdbstub would name the first thread, whichever has stopped.
@@ -491,6 +487,12 @@ impl<'v, V: DebugVm> Stub<'v, V> {
 
 fn show(text: &[u8], out: &mut Vec<u8>) {
     encode(format!("O{}", to_hex(text)).as_bytes(), out);
+}
+
+/// A text without what means something in a packet.
+fn one_packet(text: &str) -> String {
+    let harmless = |c: char| c.is_ascii_graphic() && !['#', '$', '}', '*'].contains(&c);
+    text.chars().map(|c| if harmless(c) { c } else { ' ' }).collect()
 }
 
 /// A piece of a text, as `qXfer` packets are answered: `l` in front of the last one, `m` in front of any other.

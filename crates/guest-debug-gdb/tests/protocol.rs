@@ -145,10 +145,10 @@ fn memory_is_searched() {
     assert_eq!(search(VIRTUAL, 3, "ab}\x03c"), "0");
     // What is in front of an unmapped page is found, and no pattern is missing from memory that can't be read.
     assert_eq!(search(VIRTUAL, LENGTH + 1, "ab}\x03c"), found);
-    assert_eq!(search(VIRTUAL, LENGTH + 1, "absent"), "E.refused.nothing is readable at 0xffff800008020000");
-    assert_eq!(search(0, 0x1000, "absent"), "E.refused.0x0 is not mapped");
-    assert_eq!(search(u64::MAX, 0x1000, "ab"), "E.refused.0xffffffffffffffff is not mapped");
-    assert!(search(VIRTUAL, u64::MAX, "absent").starts_with("E.refused.not supported: a search goes through"));
+    assert_eq!(search(VIRTUAL, LENGTH + 1, "absent"), "the search failed: nothing is readable at 0xffff800008020000");
+    assert_eq!(search(0, 0x1000, "absent"), "the search failed: 0x0 is not mapped");
+    assert_eq!(search(u64::MAX, 0x1000, "ab"), "the search failed: 0xffffffffffffffff is not mapped");
+    assert!(search(VIRTUAL, u64::MAX, "absent").starts_with("the search failed: not supported: a search goes through"));
     assert_eq!(search(VIRTUAL, 8, ""), "E16");
 }
 

@@ -9,8 +9,10 @@ use proptest::prelude::*;
 mod mock;
 
 /// Beginnings of packets, so that arbitrary bytes get past the first look.
-const PREFIXES: [&str; 32] = [
+const PREFIXES: [&str; 34] = [
     "",
+    "qSearch:memory:",
+    "qXfer:threads:read::",
     "?",
     "g",
     "G",
