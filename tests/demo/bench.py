@@ -54,6 +54,17 @@ def steps(times: int) -> float:
     return timed(["stepi"], times)
 
 
+def step_packets(times: int) -> float:
+    """Steps without anything that gdb asks around them: a packet, and its stop reply."""
+    into_kernel()
+    seconds = timed([f"maintenance packet vCont;s:p1.{gdb.selected_thread().num:x}"], times)
+    # gdb has not noticed.
+    gdb.execute("maintenance flush register-cache", to_string=True)
+    gdb.execute("maintenance flush dcache", to_string=True)
+    check(reg("pc") != sym(KERNEL_FUNCTION), "nothing was stepped")
+    return seconds
+
+
 def onward(times: int) -> float:
     """Continues to a breakpoint on the next instruction, again and again from the same place. Interrupts are masked there: the
     guest has nothing else to do first."""
@@ -144,6 +155,7 @@ def run_on(seconds: int) -> float:
 TASKS: dict[str, Callable[[int], float]] = {
     "round-trip": round_trip,
     "stepi": steps,
+    "step-packet": step_packets,
     "onward": onward,
     "dump": dump,
     "find": find,

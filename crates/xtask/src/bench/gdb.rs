@@ -24,7 +24,7 @@ use crate::scenarios::agent_guest;
 use crate::vmm::{self, CMDLINE, Guest};
 
 /// How often each server is measured.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 /// One measurement, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Seconds after its boot at which the guest has come to rest.
@@ -62,17 +62,18 @@ const fn task(
     Task { name, unit, request, amount: amounts.0, peer_amount: amounts.1, floor }
 }
 
-const TASKS: [Task; 6] = [
-    task("gdb stepi", "1/s", "stepi", (100, 20), Floor::RoundTrip),
-    task("gdb continue to the next instruction", "1/s", "onward", (50, 10), Floor::RoundTrip),
-    task("gdb dump memory", "MiB/s", "dump", (4, 1), Floor::Transport),
-    task("gdb find", "MiB/s", "find", (4, 1), Floor::Transport),
+const TASKS: [Task; 7] = [
+    task("gdb stepi", "1/s", "stepi", (30, 10), Floor::RoundTrip),
+    task("a step's packet and its stop reply", "1/s", "step-packet", (30, 10), Floor::RoundTrip),
+    task("gdb continue to the next instruction", "1/s", "onward", (20, 5), Floor::RoundTrip),
+    task("gdb dump memory", "MiB/s", "dump", (2, 1), Floor::Transport),
+    task("gdb find", "MiB/s", "find", (2, 1), Floor::Transport),
     task("gdb's conditions, false, wherever evaluated", "1/s", "conditions", (1000, 10), Floor::Unknown),
-    task("gdb's conditions, false, evaluated by gdb", "1/s", "conditions-gdb", (50, 10), Floor::RoundTrip),
+    task("gdb's conditions, false, evaluated by gdb", "1/s", "conditions-gdb", (20, 10), Floor::RoundTrip),
 ];
 
 /// Requests and answers for the speed of a round trip.
-const ROUND_TRIPS: u32 = 100;
+const ROUND_TRIPS: u32 = 50;
 
 /// All figures.
 pub(super) fn measure(context: &Context, host: &KvmHost, vmm: &Path, peer: bool) -> Result<Vec<Figure>> {
