@@ -6,6 +6,7 @@ use crate::error::ServerError;
 use crate::listener::Listener;
 use crate::stub::{End, Stub};
 use crate::vm::{DebugVm, VmError};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ const VM: u64 = 3;
 
 /// How long the listener rests when connections can't be accepted, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of a client that are served before anybody looks whether it takes its answers: a few packets.
+const AT_ONCE: usize = 64;
 
 /// What becomes of the VM when a client goes without a word: killed, crashed, its network gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,6 +107,33 @@ struct Client<'v, V: DebugVm> {
     stub: Option<Stub<'v, V>>,
     /// What the connection is registered for.
     interest: EventSet,
+    /// What has come and waits for the client to take its answers.
+    unread: VecDeque<u8>,
+}
+
+impl<V: DebugVm> Client<'_, V> {
+    /// Serves what has come, as long as there is room for answers: a few bytes may ask for many.
+    fn serve(&mut self) -> Result<(), Farewell> {
+        while let Some(stub) = &mut self.stub
+            && self.connection.accepts_input()
+            && !self.unread.is_empty()
+        {
+            let bytes: Vec<u8> = self.unread.drain(..self.unread.len().min(AT_ONCE)).collect();
+            stub.receive(&bytes, self.connection.outgoing()).map_err(Farewell::Session)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what the client takes, and serves what it has asked meanwhile.
+    fn answer(&mut self) -> Result<(), Farewell> {
+        loop {
+            self.connection.send().map_err(Farewell::Connection)?;
+            if !self.connection.accepts_input() || self.unread.is_empty() {
+                return Ok(());
+            }
+            self.serve()?;
+        }
+    }
 }
 
 struct Loop<'s, V> {
@@ -165,8 +195,8 @@ impl<'s, V: DebugVm> Loop<'s, V> {
                     self.close(client.take(), &reason);
                 }
             }
-            match client.as_mut().map(|client| client.connection.send()) {
-                Some(Err(gone)) => self.close(client.take(), &Farewell::Connection(gone)),
+            match client.as_mut().map(Client::answer) {
+                Some(Err(reason)) => self.close(client.take(), &reason),
                 Some(Ok(())) => client.as_mut().map_or(Ok(()), |client| self.update_interest(client))?,
                 None => {}
             }
@@ -187,7 +217,7 @@ impl<'s, V: DebugVm> Loop<'s, V> {
                 }
                 let connection = Connection::new(stream);
                 self.add(connection.as_raw_fd(), EventSet::IN, CLIENT)?;
-                *client = Some(Client { connection, stub: None, interest: EventSet::IN });
+                *client = Some(Client { connection, stub: None, interest: EventSet::IN, unread: VecDeque::new() });
             }
             Err(error) => {
                 log::warn!("can't accept a gdb client: {error}");
@@ -206,17 +236,15 @@ impl<'s, V: DebugVm> Loop<'s, V> {
         let Some(bytes) = client.connection.receive().map_err(Farewell::Connection)? else {
             return Ok(());
         };
-        let stub = match &mut client.stub {
-            Some(stub) => stub,
-            None => {
-                self.vm.attach().map_err(|error| Farewell::Session(cannot_attach(error)))?;
-                // From here on the client must be detached, so the stub is stored or the session undone.
-                let stub = Stub::new(self.vm).inspect_err(|_| self.detach()).map_err(Farewell::Session)?;
-                log::info!("gdb client attached");
-                client.stub.insert(stub)
-            }
-        };
-        stub.receive(&bytes, client.connection.outgoing()).map_err(Farewell::Session)
+        client.unread.extend(bytes);
+        if client.stub.is_none() {
+            self.vm.attach().map_err(|error| Farewell::Session(cannot_attach(error)))?;
+            // From here on the client must be detached, so the stub is stored or the session undone.
+            let stub = Stub::new(self.vm).inspect_err(|_| self.detach()).map_err(Farewell::Session)?;
+            log::info!("gdb client attached");
+            client.stub = Some(stub);
+        }
+        client.serve()
     }
 
     fn vm_ready(client: &mut Client<'s, V>) -> Result<(), Farewell> {

@@ -162,6 +162,31 @@ fn packets_while_the_guest_runs_wait_and_too_many_end_the_session() {
 }
 
 #[test]
+fn packets_whose_answers_are_not_taken_wait() {
+    const PACKETS: usize = 10_000;
+    let vm = MockVm::new(1);
+    let server = Server::start(vm.clone());
+    let mut client = server.connect().greet();
+    let length = client.ask("g").len();
+    vm.state().reads.clear();
+    // All of them come at once.
+    client.stream.write_all(&b"$g#67".repeat(PACKETS)).unwrap();
+    let served = || vm.state().reads.len();
+    let mut before = usize::MAX;
+    wait_until("quiet", || {
+        std::thread::sleep(Duration::from_millis(100));
+        std::mem::replace(&mut before, served()) == served()
+    });
+    // What the server keeps, what is on its way in the socket, and something for run lengths.
+    assert!(served() > 0 && served() * length < 8 << 20, "{} answers of {length} bytes and more", served());
+    assert!(served() < PACKETS);
+    for _ in 0..PACKETS {
+        assert_eq!(client.receive().unwrap().len(), length);
+    }
+    assert_eq!(served(), PACKETS);
+}
+
+#[test]
 fn a_client_that_does_not_read_is_given_up() {
     let vm = MockVm::new(1);
     let options = ServerOptions { write_timeout: Duration::from_millis(300), ..ServerOptions::default() };
