@@ -41,8 +41,20 @@ impl<'a> Api<'a> {
         last.map(drop)
     }
 
-    /// What the VMM says of its VM.
-    pub(super) fn info(&self) -> Result<Value> {
+    /// The VM's state.
+    pub(super) fn state(&self) -> Result<String> {
+        let info = self.info()?;
+        Ok(info.get("state").and_then(Value::as_str).context("vm.info has no state")?.to_owned())
+    }
+
+    /// How many vCPUs the VM was booted with.
+    pub(super) fn cpus(&self) -> Result<usize> {
+        let info = self.info()?;
+        let cpus = info.pointer("/config/cpus/boot_vcpus").and_then(Value::as_u64);
+        Ok(usize::try_from(cpus.context("vm.info has no boot_vcpus")?)?)
+    }
+
+    fn info(&self) -> Result<Value> {
         Ok(serde_json::from_str(&self.call("GET", "vm.info", None)?)?)
     }
 

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use kvm_agent::Stream;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::api::Api;
 use super::{Launcher, Process};
@@ -79,16 +79,21 @@ impl Mover for ChMover<'_> {
     fn send(&self, guest: &dyn RunningGuest, to: &dyn RunningGuest) -> Result<String> {
         let url = format!("unix:{}", migration_socket(to.control()));
         self.api(guest).put("vm.send-migration", Some(&json!({ "destination_url": url, "local": false })))?;
-        Ok(format!("the VM is at {url} now"))
+        // The source is content before the destination is: until the VM goes on there, a debugger is refused.
+        for _ in 0..300 {
+            if matches!(self.api(to).state().as_deref(), Ok("Running" | "BreakPoint")) {
+                return Ok(format!("the VM is at {url} now"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        bail!("the VM that was sent to {url} does not go on there")
     }
 
     /// Its state. All vCPUs stand still in `BreakPoint`.
     fn status(&self, guest: &dyn RunningGuest) -> Result<String> {
-        let info = self.api(guest).info()?;
-        let state = info.get("state").and_then(Value::as_str).context("vm.info has no state")?;
-        let cpus = info.pointer("/config/cpus/boot_vcpus").and_then(Value::as_u64).context("vm.info has no vCPUs")?;
-        let stopped = vec!["stopped"; usize::try_from(cpus)?].join(", ");
-        Ok(if state == "BreakPoint" { format!("{state} ({stopped})") } else { state.to_owned() })
+        let (state, cpus) = (self.api(guest).state()?, self.api(guest).cpus()?);
+        let stopped = vec!["stopped"; cpus].join(", ");
+        Ok(if state == "BreakPoint" { format!("{state} ({stopped})") } else { state })
     }
 
     fn quit(&self, guest: &dyn RunningGuest) -> Result<String> {
