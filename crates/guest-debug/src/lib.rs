@@ -133,6 +133,7 @@
 //! `address-space` off, and implements [`GuestRam`] for a type of its own.
 
 pub mod agent;
+mod arch;
 pub mod arm64;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
@@ -144,6 +145,7 @@ pub mod uapi;
 mod vcpu;
 pub mod x86_64;
 
+pub use arch::{AnyReg, Arch, Arm64, PlaceError, Register};
 pub use ram::{GuestRam, RamError};
 pub use session::{
     BreakpointInfo, DebugSession, Entry, HitCounts, HitRule, Messages, Removed, Restore, RuleInfo, SavedState,

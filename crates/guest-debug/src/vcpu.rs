@@ -4,7 +4,8 @@
 //! names no hypervisor type, so that KVM's `VcpuFd`, a VMM's own vCPU trait object and a mock in a test
 //! implement it alike.
 
-use crate::arm64::{HwDebug, Reg};
+use crate::arch::{AnyReg, Arch, Arm64, Register as _};
+use crate::arm64::HwDebug;
 use thiserror::Error;
 
 /// Why a vCPU could not do what it was asked.
@@ -15,12 +16,12 @@ pub enum VcpuError {
     Unsupported(&'static str),
     /// The vCPU has no register of that name.
     #[error("the vCPU has no register {0}")]
-    NoSuchRegister(Reg),
+    NoSuchRegister(AnyReg),
     /// A buffer's length is not the register's.
     #[error("register {reg} has {expected} bytes, the buffer has {got}")]
     RegisterSize {
         /// The register asked for.
-        reg: Reg,
+        reg: AnyReg,
         /// Its length in bytes.
         expected: usize,
         /// The length of the buffer that was given.
@@ -53,23 +54,23 @@ pub struct DebugCaps {
 
 /// All debug settings of one vCPU. Setting one replaces whatever was set before.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DebugConfig {
+pub struct DebugConfig<Hw = HwDebug> {
     /// Whether the debugger has the vCPU at all: BRK and the other debug exceptions leave the guest.
     pub enabled: bool,
     /// Return after one instruction.
     pub single_step: bool,
     /// Hardware breakpoints and watchpoints.
-    pub hw: HwDebug,
+    pub hw: Hw,
 }
 
-impl DebugConfig {
+impl<Hw: Default> DebugConfig<Hw> {
     /// Nothing armed, the guest has its debug exceptions to itself.
-    pub const fn disabled() -> Self {
-        Self { enabled: false, single_step: false, hw: HwDebug::none() }
+    pub fn disabled() -> Self {
+        Self { enabled: false, single_step: false, hw: Hw::default() }
     }
 }
 
-/// What the hypervisor says about a debug exit, undecoded.
+/// What the hypervisor says about a debug exit of an arm64 guest, undecoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DebugExit {
     /// arm64: ESR_EL2 of the exit, `hsr` in bits 31:0 and, where the kernel reports it, `hsr_high` in 63:32.
@@ -86,44 +87,44 @@ pub struct DebugExit {
 ///
 /// Every call answers [`VcpuError::Unsupported`] for what the hypervisor cannot do, and leaves the vCPU as it
 /// was when it fails.
-pub trait DebugVcpu: Send + Sync {
+pub trait DebugVcpu<A: Arch = Arm64>: Send + Sync {
     /// Replaces the vCPU's debug settings.
-    fn set_guest_debug(&self, config: &DebugConfig) -> Result<(), VcpuError> {
+    fn set_guest_debug(&self, config: &DebugConfig<A::Hw>) -> Result<(), VcpuError> {
         let _ = config;
         Err(VcpuError::Unsupported("guest debugging"))
     }
 
-    /// Reads a register into `value`, little-endian; the length must be [`Reg::size`].
-    fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
+    /// Reads a register into `value`, little-endian; the length must be [`crate::Register::size`].
+    fn get_reg(&self, reg: A::Reg, value: &mut [u8]) -> Result<(), VcpuError> {
         let _ = value;
-        Err(VcpuError::NoSuchRegister(reg))
+        Err(VcpuError::NoSuchRegister(reg.into()))
     }
 
-    /// Writes a register from `value`, little-endian; the length must be [`Reg::size`].
-    fn set_reg(&self, reg: Reg, value: &[u8]) -> Result<(), VcpuError> {
+    /// Writes a register from `value`, little-endian; the length must be [`crate::Register::size`].
+    fn set_reg(&self, reg: A::Reg, value: &[u8]) -> Result<(), VcpuError> {
         let _ = value;
-        Err(VcpuError::NoSuchRegister(reg))
+        Err(VcpuError::NoSuchRegister(reg.into()))
     }
 
     /// Every register that [`DebugVcpu::get_reg`] can read, in the hypervisor's order.
-    fn reg_list(&self) -> Result<Vec<Reg>, VcpuError> {
+    fn reg_list(&self) -> Result<Vec<A::Reg>, VcpuError> {
         Err(VcpuError::Unsupported("listing registers"))
     }
 
     /// Reads a register of up to eight bytes.
-    fn get_u64(&self, reg: Reg) -> Result<u64, VcpuError> {
+    fn get_u64(&self, reg: A::Reg) -> Result<u64, VcpuError> {
         let mut bytes = [0; 8];
         let size = reg.size();
-        let value = bytes.get_mut(..size).ok_or(VcpuError::RegisterSize { reg, expected: size, got: 8 })?;
+        let value = bytes.get_mut(..size).ok_or(VcpuError::RegisterSize { reg: reg.into(), expected: size, got: 8 })?;
         self.get_reg(reg, value)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     /// Writes a register of up to eight bytes; bits that do not fit in the register are dropped.
-    fn set_u64(&self, reg: Reg, value: u64) -> Result<(), VcpuError> {
+    fn set_u64(&self, reg: A::Reg, value: u64) -> Result<(), VcpuError> {
         let size = reg.size();
         let bytes = value.to_le_bytes();
-        let value = bytes.get(..size).ok_or(VcpuError::RegisterSize { reg, expected: size, got: 8 })?;
+        let value = bytes.get(..size).ok_or(VcpuError::RegisterSize { reg: reg.into(), expected: size, got: 8 })?;
         self.set_reg(reg, value)
     }
 }

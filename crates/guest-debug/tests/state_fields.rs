@@ -246,7 +246,7 @@ fn vcpus() {
 fn the_number_of_vcpus_is_the_vms() {
     let ram = Arc::new(GuestMemoryMmap::<()>::new());
     for restore in [Restore::Arm, Restore::Dormant] {
-        let error = DebugSession::from_state(sample(), 3, CAPS, Arc::new(ram.clone()), restore).unwrap_err();
+        let error = <DebugSession>::from_state(sample(), 3, CAPS, Arc::new(ram.clone()), restore).unwrap_err();
         assert!(matches!(error, SessionError::State(StateError::VcpuCount { found: 2, expected: 3 })), "{error}");
     }
 }
@@ -395,7 +395,7 @@ proptest! {
     fn any_state_is_checked_without_panic(state in any_state()) {
         let _ = fits(&state, &CAPS);
         let ram = Arc::new(GuestMemoryMmap::<()>::new());
-        let _ = DebugSession::from_state(&state, 2, CAPS, Arc::new(ram), Restore::Dormant);
+        let _ = <DebugSession>::from_state(&state, 2, CAPS, Arc::new(ram), Restore::Dormant);
     }
 }
 

@@ -96,7 +96,7 @@ impl DebugExit {
 
 fn check_size(reg: Reg, got: usize) -> Result<(), VcpuError> {
     let expected = reg.size();
-    if got == expected { Ok(()) } else { Err(VcpuError::RegisterSize { reg, expected, got }) }
+    if got == expected { Ok(()) } else { Err(VcpuError::RegisterSize { reg: reg.into(), expected, got }) }
 }
 
 fn is_missing(error: &errno::Error) -> bool {
@@ -104,7 +104,7 @@ fn is_missing(error: &errno::Error) -> bool {
 }
 
 fn register_error(reg: Reg, operation: &'static str, error: errno::Error) -> VcpuError {
-    if error.errno() == libc_errno::ENOENT { VcpuError::NoSuchRegister(reg) } else { os(operation)(error) }
+    if error.errno() == libc_errno::ENOENT { VcpuError::NoSuchRegister(reg.into()) } else { os(operation)(error) }
 }
 
 fn os(operation: &'static str) -> impl Fn(errno::Error) -> VcpuError {

@@ -6,6 +6,7 @@ use super::restore::Restored;
 use super::software::{SoftwareBreakpoints, page};
 use super::table::Tables;
 use super::{DebugSession, SessionError};
+use crate::arch::Arch;
 use crate::state::{self, StateUpdate};
 use crate::{GuestRam, RamError};
 use std::collections::BTreeSet;
@@ -23,14 +24,14 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// Nobody has looked at any page.
-    pub(super) fn new(software: &SoftwareBreakpoints) -> Self {
+    pub(super) fn new<A: Arch>(software: &SoftwareBreakpoints<A>) -> Self {
         let rest: BTreeSet<_> = software.pages().collect();
         Self { pages: rest.iter().copied().collect(), rest }
     }
 
-    fn written(
+    fn written<A: Arch>(
         &mut self,
-        software: &mut SoftwareBreakpoints,
+        software: &mut SoftwareBreakpoints<A>,
         ram: &dyn GuestRam,
         address: GuestAddress,
         length: u64,
@@ -50,12 +51,16 @@ impl Ahead {
     }
 
     /// Looks once more at the pages that are not done.
-    pub(super) fn plant_rest(&self, software: &mut SoftwareBreakpoints, ram: &dyn GuestRam) -> Result<(), RamError> {
+    pub(super) fn plant_rest<A: Arch>(
+        &self,
+        software: &mut SoftwareBreakpoints<A>,
+        ram: &dyn GuestRam,
+    ) -> Result<(), RamError> {
         self.rest.iter().try_for_each(|&at| software.plant_page(at, ram).map(drop))
     }
 }
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// The VMM has written `length` bytes of guest memory: plants the software breakpoints of a restored session there, ahead
     /// of [`Self::arm`], which then looks only at pages where one is missing. Once called, it has to be for everything that
     /// is written until then; what was written before the first call need not be told. A breakpoint is planted only on the
@@ -92,12 +97,12 @@ impl DebugSession {
         let Some(before) = tables.restored.clone() else { return Err(SessionError::InForce) };
         let StateUpdate { same_software, state } = update;
         if same_software {
-            state::check_but_for_software(&state, !before.software.is_empty())?;
+            state::check_but_for_software::<A>(&state, !before.software.is_empty())?;
         } else {
-            state::check(&state)?;
+            state::check_as::<A>(&state)?;
         }
         if self.waits_to_be_armed().is_ok() {
-            state::fits_host(&state, &self.caps)?;
+            state::fits_host::<A>(&state, &self.caps)?;
         }
         let mut restored = Restored::new(state.into(), self.vcpus.len())?;
         if same_software {

@@ -6,7 +6,7 @@
 
 use super::runner::{Goal, Mode, VcpuDebugger};
 use super::{DebugSession, Over, SessionError};
-use crate::arm64::insn::{self, Insn};
+use crate::arch::Arch;
 use crate::{DebugVcpu, Gva, StopReason, VcpuId};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,11 +17,11 @@ const LOOK: Duration = Duration::from_millis(10);
 /// to leave the guest as well, such as a reset: so this one comes by again, and its thread looks about in between.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-impl VcpuDebugger {
-    /// Has the vCPU execute the instruction under the session's BRK at `pc`. If that can't be, the hit is reported.
+impl<A: Arch> VcpuDebugger<A> {
+    /// Has the vCPU execute the instruction under the session's own at `pc`. If that can't be, the hit is reported.
     pub(super) fn pass_planted(
         &mut self,
-        vcpu: &dyn DebugVcpu,
+        vcpu: &dyn DebugVcpu<A>,
         pc: Gva,
         reason: StopReason,
     ) -> Result<(), SessionError> {
@@ -32,10 +32,10 @@ impl VcpuDebugger {
             self.stop(reason);
             return Ok(());
         };
-        // A call of the hypervisor may wait for other vCPUs (CPU_OFF, CPU_SUSPEND), and they would wait for this one.
-        let word = self.session.fetch_physical(gpa);
-        if word.is_ok_and(|word| matches!(insn::decode(word), Insn::Hvc | Insn::Smc)) {
-            self.session.say(format!("{pc}: a software breakpoint on HVC or SMC stops, whatever its condition is\n"));
+        // What waits for other vCPUs can't have them wait for this one.
+        if self.session.fetch_code(gpa).is_ok_and(|code| A::may_wait(code.as_ref())) {
+            let names = A::WAITS;
+            self.session.say(format!("{pc}: a software breakpoint on {names} stops, whatever its condition is\n"));
             self.stop(reason);
             return Ok(());
         }
@@ -75,7 +75,7 @@ impl VcpuDebugger {
     }
 }
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// Has all others wait. Answers whether they do; not if somebody wants this vCPU to wait as well.
     fn begin_alone(&self, me: VcpuId) -> bool {
         if self.alone.swap(true, Ordering::AcqRel) {

@@ -2,10 +2,10 @@
 
 use super::control::{Ended, Order, Over, Told};
 use super::messages::Waiting;
-use super::software::{InsertError, Removed};
+use super::software::Removed;
 use super::table::{Plan, Tables, Watch};
 use super::{BreakpointInfo, DebugSession, QUIET_TIMEOUT, STOP_TIMEOUT, SessionError, free};
-use crate::arm64::{Reg, watch};
+use crate::arch::Arch;
 use crate::state::{MAX_TOLD, StopState};
 use crate::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, VcpuId};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// How often an instruction that was cut short is tried again before its vCPU goes on with the others.
 const PATIENCE: usize = 20;
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// Gives the session to a client and stops every vCPU.
     ///
     /// In a session that was restored the client finds the breakpoints of the client before it, and is told the stop
@@ -77,7 +77,7 @@ impl DebugSession {
         self.queue().clear();
         *self.waiting() = Waiting::default();
         let _ = self.doorbell.read();
-        let plan = Arc::new(tables.plan());
+        let plan = Arc::new(tables.plan::<A>());
         for slot in &self.vcpus {
             slot.set_told(None);
             if frozen {
@@ -139,7 +139,7 @@ impl DebugSession {
         self.halt()?;
         let _ = self.doorbell.read();
         let Some(event) = self.queue().pop() else { return Ok(None) };
-        let pc = self.stopped(event.vcpu).ok().and_then(|vcpu| vcpu.get_u64(Reg::Pc).ok());
+        let pc = self.stopped(event.vcpu).ok().and_then(|vcpu| vcpu.get_u64(A::PC).ok());
         if event.reason != StopReason::Interrupt {
             let slot = self.slot(event.vcpu)?;
             let known = slot.told().filter(|told| Some(told.pc) == pc);
@@ -153,6 +153,7 @@ impl DebugSession {
             let mut watches = known.map(|told| told.watches).unwrap_or_default();
             // After a move the same stop is told again.
             if let StopReason::Watchpoint { address, .. } = event.reason
+                && !A::WATCH_TRAPS
                 && !watches.contains(&address)
             {
                 if watches.len() == MAX_TOLD {
@@ -196,7 +197,7 @@ impl DebugSession {
             return Ok(());
         }
         self.queue().reported = None;
-        let plan = Arc::new(tables.plan());
+        let plan = Arc::new(tables.plan::<A>());
         let mut stepped = false;
         for (id, _) in self.slots() {
             let Some(action) = all.get_mut(id.0 as usize) else { continue };
@@ -255,16 +256,14 @@ impl DebugSession {
         }
         self.all_stopped()?;
         match breakpoint {
-            Breakpoint::Hardware(address) => tables.insert_hardware(address, &self.caps),
+            Breakpoint::Hardware(address) => tables.insert_hardware::<A>(address, &self.caps),
             Breakpoint::Watch { kind, address, length } => {
-                tables.insert_watch(Watch { address, length, kind }, &self.caps)
+                tables.insert_watch::<A>(Watch { address, length, kind }, &self.caps)
             }
             Breakpoint::Software(address) => {
                 let gpa = self.translate(vcpu, address)?;
-                self.software_mut().insert(address, gpa, &*self.ram).map_err(|error| match error {
-                    InsertError::Address(error) => error.into(),
-                    InsertError::Ram(error) => SessionError::from(error),
-                })?;
+                A::check(breakpoint)?;
+                self.software_mut().insert(address, gpa, &*self.ram)?;
                 if let Some(also_software) = tables.stand_ins.get_mut(&address) {
                     *also_software = true;
                 }
@@ -311,7 +310,7 @@ impl DebugSession {
             (Breakpoint::Hardware(address), slots)
         });
         let watches = tables.watches.iter().map(|&Watch { address, length, kind }| {
-            let slots = watch::plan(kind, address.0, length).map_or(0, |slots| slots.len());
+            let slots = A::watch_slots(kind, address.0, length).map_or(0, |slots| slots.len());
             (Breakpoint::Watch { kind, address, length }, slots)
         });
         let registers = hardware.chain(watches);
@@ -355,7 +354,7 @@ impl DebugSession {
     }
 
     pub(super) fn pc(&self, id: VcpuId) -> Option<u64> {
-        self.stopped(id).ok()?.get_u64(Reg::Pc).ok()
+        self.stopped(id).ok()?.get_u64(A::PC).ok()
     }
 
     fn is_at(&self, id: VcpuId, pc: u64) -> bool {
@@ -378,7 +377,7 @@ impl DebugSession {
     }
 
     /// What the client was told of where the vCPU is.
-    pub(super) fn over(&self, plan: &Plan, id: VcpuId) -> Over {
+    pub(super) fn over(&self, plan: &Plan<A>, id: VcpuId) -> Over {
         match self.slot(id).ok().and_then(|slot| slot.told()) {
             Some(told) if !self.is_at(id, told.pc) => Over::Nothing,
             Some(told) if !told.watches.is_empty() => Over::Watches(told.watches),
@@ -389,7 +388,7 @@ impl DebugSession {
 
     /// Has one vCPU execute one instruction while all others stay stopped. Answers whether it did; it does not when
     /// it stopped for something else, which is in the queue then, or when the guest was reset meanwhile.
-    fn step_quietly(&self, id: VcpuId, plan: &Arc<Plan>) -> Result<bool, SessionError> {
+    fn step_quietly(&self, id: VcpuId, plan: &Arc<Plan<A>>) -> Result<bool, SessionError> {
         let slot = self.slot(id)?;
         let watches = slot.told().map(|told| told.watches).unwrap_or_default();
         let over = if watches.is_empty() { Over::Breakpoint } else { Over::Watches(watches) };

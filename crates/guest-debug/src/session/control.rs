@@ -1,6 +1,7 @@
 //! The meeting point of a vCPU's thread and everybody who wants it to stop or go on.
 
 use super::table::Plan;
+use crate::arch::Arch;
 use crate::{Gva, ResumeAction, VcpuState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -48,7 +49,7 @@ pub(super) enum Ended {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Shared<A: Arch> {
     online: bool,
     parked: bool,
     closed: bool,
@@ -58,12 +59,12 @@ struct Shared {
     ended: Ended,
     /// Another vCPU executes an instruction that no other may pass meanwhile.
     paused: bool,
-    plan: Arc<Plan>,
+    plan: Arc<Plan<A>>,
     /// The stop that the client was told of, until the vCPU executes something.
     told: Option<Told>,
 }
 
-impl Shared {
+impl<A: Arch> Shared<A> {
     /// Its thread may be in guest code.
     fn is_inside(&self) -> bool {
         self.online && !self.parked
@@ -72,17 +73,17 @@ impl Shared {
 
 /// Shared state of one vCPU. Its mutex is this vCPU's own: no other vCPU's thread waits for it while it runs.
 #[derive(Debug)]
-pub(super) struct VcpuSlot {
-    shared: Mutex<Shared>,
+pub(super) struct VcpuSlot<A: Arch> {
+    shared: Mutex<Shared<A>>,
     changed: Condvar,
     stop: AtomicBool,
     reset: AtomicBool,
 }
 
 /// How a vCPU's thread got out of [`VcpuSlot::park`].
-pub(super) enum Parked {
+pub(super) enum Parked<A: Arch> {
     /// It may go on.
-    Released(Release),
+    Released(Release<A>),
     /// The VMM wants the thread for something else; it is still stopped.
     Attention,
     /// The session is closed.
@@ -90,14 +91,14 @@ pub(super) enum Parked {
 }
 
 /// A vCPU's thread was released.
-pub(super) struct Release {
+pub(super) struct Release<A: Arch> {
     pub(super) order: Order,
-    pub(super) plan: Arc<Plan>,
+    pub(super) plan: Arc<Plan<A>>,
     /// The client was told that the vCPU is where it is.
     pub(super) told: bool,
 }
 
-impl VcpuSlot {
+impl<A: Arch> VcpuSlot<A> {
     pub(super) fn new(order: Order) -> Self {
         let stop = AtomicBool::new(order == Order::Stay);
         let shared = Shared {
@@ -114,7 +115,7 @@ impl VcpuSlot {
         Self { shared: Mutex::new(shared), changed: Condvar::new(), stop, reset: AtomicBool::new(false) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    fn lock(&self) -> MutexGuard<'_, Shared<A>> {
         // Every update of `Shared` is a plain assignment, so it is whole even after a panic elsewhere.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,7 +123,7 @@ impl VcpuSlot {
     // -- the vCPU's thread
 
     /// Blocks until the vCPU may go on, its session is closed, or `attention` says so. It is asked with the lock held.
-    pub(super) fn park(&self, attention: &dyn Fn() -> bool) -> Parked {
+    pub(super) fn park(&self, attention: &dyn Fn() -> bool) -> Parked<A> {
         let mut shared = self.lock();
         shared.online = true;
         while (shared.order == Order::Stay || shared.paused) && !shared.closed {
@@ -236,7 +237,7 @@ impl VcpuSlot {
 
     /// Waits until the thread is parked. Answers false when it is not, after `timeout`.
     pub(super) fn wait_parked(&self, timeout: Duration) -> bool {
-        self.wait_while(timeout, Shared::is_inside)
+        self.wait_while(timeout, Shared::<A>::is_inside)
     }
 
     /// The same, for a thread that has a quiet step to make, and may not have come to [`Self::park`] for the first time yet.
@@ -244,7 +245,7 @@ impl VcpuSlot {
         self.wait_while(timeout, |shared| shared.is_inside() || matches!(shared.order, Order::StepQuietly(_)))
     }
 
-    fn wait_while(&self, timeout: Duration, condition: impl Fn(&Shared) -> bool) -> bool {
+    fn wait_while(&self, timeout: Duration, condition: impl Fn(&Shared<A>) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let mut shared = self.lock();
         while condition(&shared) {
@@ -258,7 +259,7 @@ impl VcpuSlot {
     }
 
     /// Gives a stopped vCPU its order.
-    pub(super) fn release(&self, order: Order, plan: Arc<Plan>) {
+    pub(super) fn release(&self, order: Order, plan: Arc<Plan<A>>) {
         let mut shared = self.lock();
         self.stop.store(order == Order::Stay || shared.paused, Ordering::Release);
         if order != Order::Stay {

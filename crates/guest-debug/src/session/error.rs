@@ -1,10 +1,12 @@
 //! What can go wrong in a session.
 
+use crate::arch::PlaceError;
 use crate::arm64::dbgreg::DbgRegError;
 use crate::arm64::exception::ExceptionError;
 use crate::arm64::translate::TranslateError;
 use crate::arm64::watch::WatchError;
 use crate::state::{MAX_EXPRESSIONS, MAX_RULES, MAX_RULES_BYTES, StateError};
+use crate::x86_64;
 use crate::{Gva, RamError, Unsupported, VcpuError, VcpuId};
 use thiserror::Error;
 
@@ -75,6 +77,12 @@ pub enum SessionError {
     /// The range is not one that can be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// x86_64: the address is not one that a breakpoint can have.
+    #[error(transparent)]
+    X86Address(#[from] x86_64::slot::SlotError),
+    /// x86_64: the range is not one that can be watched.
+    #[error(transparent)]
+    X86Watch(#[from] x86_64::watch::WatchError),
     /// Nothing of that kind is inserted there.
     #[error("no breakpoint of that kind at {0}")]
     NoSuchBreakpoint(Gva),
@@ -89,6 +97,9 @@ pub enum SessionError {
     /// The guest-virtual address has no translation.
     #[error(transparent)]
     Translate(#[from] TranslateError),
+    /// x86_64: the guest-virtual address has no translation.
+    #[error(transparent)]
+    X86Translate(#[from] x86_64::translate::TranslateError),
     /// The guest-physical memory is not RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
@@ -112,4 +123,15 @@ pub enum SessionError {
     /// [`super::VmHost`] was set twice, or never.
     #[error("the VM's host interface must be set exactly once before a client attaches")]
     Host,
+}
+
+impl From<PlaceError> for SessionError {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Arm64Address(error) => error.into(),
+            PlaceError::Arm64Watch(error) => error.into(),
+            PlaceError::X86Address(error) => error.into(),
+            PlaceError::X86Watch(error) => error.into(),
+        }
+    }
 }

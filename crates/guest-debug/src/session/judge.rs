@@ -6,10 +6,8 @@
 use super::rules::Rule;
 use super::runner::{Mode, VcpuDebugger};
 use super::{DebugSession, SessionError};
-use crate::agent::{self, EvalError, Machine};
-use crate::arm64::insn::{self, General, Simulated};
-use crate::arm64::translate::{self, Regime};
-use crate::arm64::{Pstate, Reg};
+use crate::agent::{EvalError, Machine};
+use crate::arch::Arch;
 use crate::{Breakpoint, DebugVcpu, GuestRam, Gva, VcpuId};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
@@ -28,9 +26,9 @@ pub(super) struct Passing {
     text: String,
 }
 
-impl VcpuDebugger {
+impl<A: Arch> VcpuDebugger<A> {
     /// Whether a hit of `breakpoint` stops the VM. If not, the vCPU has to execute the instruction without hitting it.
-    pub(super) fn judge(&mut self, vcpu: &dyn DebugVcpu, breakpoint: Breakpoint) -> bool {
+    pub(super) fn judge(&mut self, vcpu: &dyn DebugVcpu<A>, breakpoint: Breakpoint) -> bool {
         let Some(rule) = self.plan.rules.get(&breakpoint).cloned() else { return true };
         let mut guest = Guest { session: &self.session, id: self.id, vcpu, regime: None, page: None };
         let mut passing = Passing { rule: rule.clone(), hit: false, ignored: false, text: String::new() };
@@ -57,25 +55,13 @@ impl VcpuDebugger {
 
     /// Carries the instruction at `pc` out from here, if registers are all that it needs; answers whether it did. That
     /// spares the step, and the others' wait for a planted instruction. `planted` says that one is known to be there.
-    pub(super) fn carry_out(&mut self, vcpu: &dyn DebugVcpu, pc: Gva, planted: bool) -> Result<bool, SessionError> {
+    pub(super) fn carry_out(&mut self, vcpu: &dyn DebugVcpu<A>, pc: Gva, planted: bool) -> Result<bool, SessionError> {
         let Ok(gpa) = self.session.translate_by(self.id, vcpu, pc) else { return Ok(false) };
         // Of two breakpoints at one place the other one has not been hit yet.
         if !planted && self.session.software().is_planted(gpa) {
             return Ok(false);
         }
-        let Ok(word) = self.session.fetch_physical(gpa) else { return Ok(false) };
-        let pstate = Pstate(self.get(vcpu, Reg::Pstate)?);
-        let reg = |general| match general {
-            General::X(n) => Reg::X(n),
-            General::Sp => stack_pointer(pstate),
-        };
-        let read = |general| self.get(vcpu, reg(general));
-        let Some(Simulated { pc: next, write }) = insn::simulate(word, pc.0, pstate, read)? else { return Ok(false) };
-        if let Some((general, value)) = write {
-            self.set(vcpu, reg(general), value)?;
-        }
-        self.write_pstate(vcpu, pstate, pstate.without(Pstate::BTYPE))?;
-        self.set(vcpu, Reg::Pc, next)?;
+        let Some(next) = A::carry_out(self, vcpu, pc, gpa)? else { return Ok(false) };
         if matches!(self.mode, Mode::Free) {
             self.moves()?;
             self.passed()?;
@@ -107,13 +93,8 @@ impl VcpuDebugger {
     }
 }
 
-/// The stack pointer in use.
-fn stack_pointer(pstate: Pstate) -> Reg {
-    if pstate.el() == 0 || !pstate.sp_sel() { Reg::SpEl0 } else { Reg::SpEl1 }
-}
-
 /// Whether a hit counts. A condition behind a true one is not looked at.
-fn holds(rule: &Rule, guest: &mut Guest<'_>) -> Result<bool, EvalError> {
+fn holds<A: Arch>(rule: &Rule, guest: &mut Guest<'_, A>) -> Result<bool, EvalError> {
     for condition in &rule.what.conditions {
         if condition.evaluate(guest)?.value != 0 {
             return Ok(true);
@@ -123,7 +104,7 @@ fn holds(rule: &Rule, guest: &mut Guest<'_>) -> Result<bool, EvalError> {
 }
 
 /// What the commands print. The guest was not to be stopped, so an error is printed as well.
-fn execute(rule: &Rule, guest: &mut Guest<'_>, breakpoint: Breakpoint) -> String {
+fn execute<A: Arch>(rule: &Rule, guest: &mut Guest<'_, A>, breakpoint: Breakpoint) -> String {
     let texts = rule.what.commands.iter().map(|command| match command.evaluate(guest) {
         Ok(outcome) => outcome.text,
         Err(error) => format!("The message of the {breakpoint} can't be printed: {error}\n"),
@@ -132,16 +113,16 @@ fn execute(rule: &Rule, guest: &mut Guest<'_>, breakpoint: Breakpoint) -> String
 }
 
 /// A vCPU and guest memory, for expressions on the vCPU's own thread.
-struct Guest<'a> {
-    session: &'a DebugSession,
+struct Guest<'a, A: Arch> {
+    session: &'a DebugSession<A>,
     id: VcpuId,
-    vcpu: &'a dyn DebugVcpu,
-    regime: Option<Regime>,
+    vcpu: &'a dyn DebugVcpu<A>,
+    regime: Option<A::Regime>,
     /// The virtual page that was translated last, and where it is.
     page: Option<(u64, GuestAddress)>,
 }
 
-impl Guest<'_> {
+impl<A: Arch> Guest<'_, A> {
     fn place(&mut self, address: u64) -> Result<GuestAddress, SessionError> {
         let (page, offset) = (address & !(PAGE - 1), address % PAGE);
         if let Some((known, base)) = self.page
@@ -153,22 +134,17 @@ impl Guest<'_> {
             Some(regime) => regime,
             None => *self.regime.insert(self.session.regime_by(self.id, self.vcpu)?),
         };
-        let base = GuestAddress(translate::translate(&regime, page, self.session.ram())?.gpa);
+        let base = GuestAddress(A::place(&A::translate(&regime, page, self.session.ram())?).0);
         self.page = Some((page, base));
         Ok(GuestAddress(base.0 + offset))
     }
 }
 
-impl Machine for Guest<'_> {
+impl<A: Arch> Machine for Guest<'_, A> {
     fn register(&mut self, number: u16) -> Result<u64, EvalError> {
         let unreadable = |reason: String| EvalError::Register { number, reason };
-        let get = |reg| self.vcpu.get_u64(reg).map_err(|error| unreadable(error.to_string()));
-        match agent::reg_of(number) {
-            Some(reg) => get(reg),
-            None if number == agent::SP => {
-                let pstate = Pstate(get(Reg::Pstate)?);
-                get(stack_pointer(pstate))
-            }
+        match A::expression_register(self.vcpu, number) {
+            Some(value) => value.map_err(|error| unreadable(error.to_string())),
             None => Err(unreadable("there is no such register".to_owned())),
         }
     }
@@ -190,7 +166,7 @@ impl Machine for Guest<'_> {
     }
 }
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     fn ram(&self) -> &dyn GuestRam {
         &*self.ram
     }

@@ -1,9 +1,8 @@
 //! Guest memory and registers, as the client sees them.
 
 use super::{DebugSession, SessionError};
-use crate::arm64::translate::{self, Regime, Translation};
-use crate::arm64::{Reg, SysReg};
-use crate::{DebugVcpu, Gva, RamError, VcpuError, VcpuId};
+use crate::arch::{Arch, Register as _};
+use crate::{DebugVcpu, Gva, RamError, VcpuId};
 use vm_memory::{Address, GuestAddress};
 
 /// The smallest granule: RAM begins and ends on such a boundary.
@@ -11,9 +10,9 @@ const PAGE: usize = 4096;
 /// The most that is read at once.
 const CHUNK: usize = 1 << 20;
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// Reads memory by guest-virtual address in the address space that `vcpu` is in, without the session's own
-    /// BRKs. The answer is shorter than `length` where a page behind the first one can't be read.
+    /// breakpoint instructions. The answer is shorter than `length` where a page behind the first one can't be read.
     ///
     /// # Errors
     ///
@@ -35,7 +34,7 @@ impl DebugSession {
         Ok(data)
     }
 
-    fn read_piece(&self, regime: &Regime, at: u64, left: usize) -> Result<Vec<u8>, SessionError> {
+    fn read_piece(&self, regime: &A::Regime, at: u64, left: usize) -> Result<Vec<u8>, SessionError> {
         let (gpa, run) = self.run_of(regime, at)?;
         let whole = left.min(run).min(CHUNK);
         // A block may reach beyond RAM; up to the end of its page it can't.
@@ -76,7 +75,7 @@ impl DebugSession {
         Ok(())
     }
 
-    /// Reads guest-physical memory, without the session's own BRKs.
+    /// Reads guest-physical memory, without the session's own breakpoint instructions.
     ///
     /// # Errors
     ///
@@ -122,7 +121,7 @@ impl DebugSession {
     ///
     /// [`SessionError::Translate`], [`SessionError::NotStopped`].
     pub fn translate(&self, vcpu: VcpuId, address: Gva) -> Result<GuestAddress, SessionError> {
-        Ok(GuestAddress(self.lookup(vcpu, address)?.gpa))
+        Ok(GuestAddress(A::place(&self.lookup(vcpu, address)?).0))
     }
 
     /// The same, with the size and permissions of the page or block.
@@ -130,28 +129,28 @@ impl DebugSession {
     /// # Errors
     ///
     /// As [`Self::translate`].
-    pub fn lookup(&self, vcpu: VcpuId, address: Gva) -> Result<Translation, SessionError> {
+    pub fn lookup(&self, vcpu: VcpuId, address: Gva) -> Result<A::Translation, SessionError> {
         let regime = self.regime(vcpu)?;
-        Ok(translate::translate(&regime, address.0, &*self.ram)?)
+        A::translate(&regime, address.0, &*self.ram)
     }
 
-    /// Reads a register of a stopped vCPU, little-endian, [`Reg::size`] bytes.
+    /// Reads a register of a stopped vCPU, little-endian, [`crate::Register::size`] bytes.
     ///
     /// # Errors
     ///
     /// [`SessionError::Vcpu`] when the vCPU has no such register, [`SessionError::NotStopped`].
-    pub fn read_register(&self, vcpu: VcpuId, reg: Reg) -> Result<Vec<u8>, SessionError> {
+    pub fn read_register(&self, vcpu: VcpuId, reg: A::Reg) -> Result<Vec<u8>, SessionError> {
         let mut value = vec![0; reg.size()];
         self.stopped(vcpu)?.get_reg(reg, &mut value).map_err(|source| SessionError::Vcpu { vcpu, source })?;
         Ok(value)
     }
 
-    /// Writes a register of a stopped vCPU, little-endian, [`Reg::size`] bytes.
+    /// Writes a register of a stopped vCPU, little-endian, [`crate::Register::size`] bytes.
     ///
     /// # Errors
     ///
     /// As [`Self::read_register`]; also when the register is read-only. [`SessionError::Frozen`].
-    pub fn write_register(&self, vcpu: VcpuId, reg: Reg, value: &[u8]) -> Result<(), SessionError> {
+    pub fn write_register(&self, vcpu: VcpuId, reg: A::Reg, value: &[u8]) -> Result<(), SessionError> {
         let _tables = self.thawed()?;
         self.stopped(vcpu)?.set_reg(reg, value).map_err(|source| SessionError::Vcpu { vcpu, source })
     }
@@ -161,59 +160,41 @@ impl DebugSession {
     /// # Errors
     ///
     /// As [`Self::read_register`].
-    pub fn register_list(&self, vcpu: VcpuId) -> Result<Vec<Reg>, SessionError> {
+    pub fn register_list(&self, vcpu: VcpuId) -> Result<Vec<A::Reg>, SessionError> {
         self.stopped(vcpu)?.reg_list().map_err(|source| SessionError::Vcpu { vcpu, source })
     }
 
-    /// The instruction that the guest has at `pc`, seen by a vCPU's own thread.
-    pub(super) fn fetch(&self, id: VcpuId, vcpu: &dyn DebugVcpu, pc: u64) -> Result<u32, SessionError> {
-        self.fetch_physical(self.translate_by(id, vcpu, Gva(pc))?)
-    }
-
-    /// The instruction that the guest has at `gpa`.
-    pub(super) fn fetch_physical(&self, gpa: GuestAddress) -> Result<u32, SessionError> {
-        let mut word = [0; 4];
-        self.software().read(gpa, &mut word, &*self.ram)?;
-        Ok(u32::from_le_bytes(word))
+    /// As many bytes of the guest's code at `gpa` as a breakpoint takes.
+    pub(super) fn fetch_code(&self, gpa: GuestAddress) -> Result<A::Code, SessionError> {
+        let mut code = A::BREAK;
+        self.software().read(gpa, code.as_mut(), &*self.ram)?;
+        Ok(code)
     }
 
     /// Translates for a vCPU's own thread.
     pub(super) fn translate_by(
         &self,
         id: VcpuId,
-        vcpu: &dyn DebugVcpu,
+        vcpu: &dyn DebugVcpu<A>,
         address: Gva,
     ) -> Result<GuestAddress, SessionError> {
         let regime = self.regime_by(id, vcpu)?;
-        Ok(GuestAddress(translate::translate(&regime, address.0, &*self.ram)?.gpa))
+        Ok(GuestAddress(A::place(&A::translate(&regime, address.0, &*self.ram)?).0))
     }
 
     /// How a vCPU translates, for its own thread.
-    pub(super) fn regime_by(&self, id: VcpuId, vcpu: &dyn DebugVcpu) -> Result<Regime, SessionError> {
-        read_regime(vcpu).map_err(|source| SessionError::Vcpu { vcpu: id, source })
+    pub(super) fn regime_by(&self, id: VcpuId, vcpu: &dyn DebugVcpu<A>) -> Result<A::Regime, SessionError> {
+        A::regime(vcpu).map_err(|source| SessionError::Vcpu { vcpu: id, source })
     }
 
-    fn regime(&self, vcpu: VcpuId) -> Result<Regime, SessionError> {
-        read_regime(&*self.stopped(vcpu)?).map_err(|source| SessionError::Vcpu { vcpu, source })
+    fn regime(&self, vcpu: VcpuId) -> Result<A::Regime, SessionError> {
+        A::regime(&*self.stopped(vcpu)?).map_err(|source| SessionError::Vcpu { vcpu, source })
     }
 
     /// Where `at` is, and how many bytes follow it contiguously.
-    fn run_of(&self, regime: &Regime, at: u64) -> Result<(GuestAddress, usize), SessionError> {
-        let found = translate::translate(regime, at, &*self.ram)?;
-        let offset = found.gpa & (found.block_size - 1);
-        let run = usize::try_from(found.block_size - offset).unwrap_or(usize::MAX);
-        Ok((GuestAddress(found.gpa), run))
+    fn run_of(&self, regime: &A::Regime, at: u64) -> Result<(GuestAddress, usize), SessionError> {
+        let (gpa, size) = A::place(&A::translate(regime, at, &*self.ram)?);
+        let run = usize::try_from(size - (gpa & (size - 1))).unwrap_or(usize::MAX);
+        Ok((GuestAddress(gpa), run))
     }
-}
-
-fn read_regime(vcpu: &dyn DebugVcpu) -> Result<Regime, VcpuError> {
-    let sys = |reg| vcpu.get_u64(Reg::Sys(reg));
-    Ok(Regime {
-        sctlr: sys(SysReg::SCTLR_EL1)?,
-        tcr: sys(SysReg::TCR_EL1)?,
-        ttbr0: sys(SysReg::TTBR0_EL1)?,
-        ttbr1: sys(SysReg::TTBR1_EL1)?,
-        mmfr0: sys(SysReg::ID_AA64MMFR0_EL1)?,
-        mmfr2: sys(SysReg::ID_AA64MMFR2_EL1).unwrap_or(0),
-    })
 }

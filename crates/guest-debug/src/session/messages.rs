@@ -1,6 +1,7 @@
 //! What breakpoints print instead of stopping the VM.
 
 use super::DebugSession;
+use crate::arch::Arch;
 use std::collections::VecDeque;
 use std::sync::{MutexGuard, PoisonError};
 
@@ -38,7 +39,7 @@ impl Waiting {
     }
 }
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// What breakpoints have printed since the last call. [`Self::stop_fd`] becomes readable when there is something; only
     /// [`Self::take_stop`] makes it unreadable again, so call that first. All that was printed before a stop is there once
     /// the stop is.

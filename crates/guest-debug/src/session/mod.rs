@@ -13,9 +13,10 @@
 
 mod ahead;
 mod alone;
+mod arm64;
 mod client;
 mod control;
-mod cruise;
+mod debugged;
 mod error;
 mod few;
 mod judge;
@@ -30,15 +31,17 @@ mod software;
 mod step;
 mod table;
 
+pub use debugged::Debugged;
+pub(crate) use debugged::Slots;
 pub use error::SessionError;
 pub use messages::Messages;
 pub use restore::Restore;
 pub use rules::{HitCounts, HitRule, RuleInfo};
 pub use runner::{Entry, VcpuDebugger, Wait};
 pub use save::SavedState;
-pub(crate) use software::BRK;
 pub use software::Removed;
 
+use crate::arch::{Arch, Arm64};
 use crate::{Breakpoint, DebugCaps, DebugVcpu, GuestRam, StopEvent, VcpuId, VcpuState};
 use control::{Order, Over, VcpuSlot};
 use queue::StopQueue;
@@ -57,10 +60,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const QUIET_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// What the VMM does for the session.
-pub trait VmHost: Send + Sync {
+pub trait VmHost<A: Arch = Arm64>: Send + Sync {
     /// Access to a vCPU's registers. The session calls it for stopped vCPUs only, so it may take the lock that
     /// the vCPU's thread holds while the guest runs.
-    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu>>;
+    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu<A>>>;
 
     /// Makes a vCPU leave guest code soon, and its thread call [`VcpuDebugger::wait`]. A kick must not be lost
     /// when it arrives just before the thread enters the guest.
@@ -84,15 +87,15 @@ pub struct BreakpointInfo {
     pub slots: usize,
 }
 
-/// A VM's debug session. See the module documentation in the source for who does what.
-pub struct DebugSession {
+/// A VM's debug session, of a guest with the architecture `A`. See the module documentation in the source for who does what.
+pub struct DebugSession<A: Arch = Arm64> {
     caps: DebugCaps,
     ram: Arc<dyn GuestRam>,
-    host: OnceLock<Box<dyn VmHost>>,
-    vcpus: Vec<VcpuSlot>,
+    host: OnceLock<Box<dyn VmHost<A>>>,
+    vcpus: Vec<VcpuSlot<A>>,
     tables: Mutex<Tables>,
     /// Written only while every vCPU is stopped, so that no vCPU's thread ever waits for a read.
-    software: RwLock<SoftwareBreakpoints>,
+    software: RwLock<SoftwareBreakpoints<A>>,
     stops: Mutex<StopQueue>,
     doorbell: EventFd,
     messages: Mutex<messages::Waiting>,
@@ -106,13 +109,13 @@ pub struct DebugSession {
     closed: AtomicBool,
 }
 
-impl std::fmt::Debug for DebugSession {
+impl<A: Arch> std::fmt::Debug for DebugSession<A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DebugSession").field("caps", &self.caps).field("vcpus", &self.vcpus).finish_non_exhaustive()
     }
 }
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// A session for a VM with `vcpus` vCPUs, nothing armed. With `hold`, no vCPU executes an instruction until
     /// a client resumes it.
     ///
@@ -159,7 +162,7 @@ impl DebugSession {
     /// # Errors
     ///
     /// [`SessionError::Host`] the second time.
-    pub fn set_host(&self, host: Box<dyn VmHost>) -> Result<(), SessionError> {
+    pub fn set_host(&self, host: Box<dyn VmHost<A>>) -> Result<(), SessionError> {
         self.host.set(host).map_err(|_| SessionError::Host)
     }
 
@@ -173,7 +176,7 @@ impl DebugSession {
     /// # Errors
     ///
     /// [`SessionError::NoSuchVcpu`].
-    pub fn vcpu_thread(self: &Arc<Self>, id: VcpuId) -> Result<VcpuDebugger, SessionError> {
+    pub fn vcpu_thread(self: &Arc<Self>, id: VcpuId) -> Result<VcpuDebugger<A>, SessionError> {
         self.slot(id)?;
         Ok(VcpuDebugger::new(self.clone(), id))
     }
@@ -271,17 +274,17 @@ impl DebugSession {
         Ok(())
     }
 
-    fn slots(&self) -> impl Iterator<Item = (VcpuId, &VcpuSlot)> {
+    fn slots(&self) -> impl Iterator<Item = (VcpuId, &VcpuSlot<A>)> {
         (0..).map(VcpuId).zip(&self.vcpus)
     }
 
-    fn slot(&self, vcpu: VcpuId) -> Result<&VcpuSlot, SessionError> {
+    fn slot(&self, vcpu: VcpuId) -> Result<&VcpuSlot<A>, SessionError> {
         let missing = SessionError::NoSuchVcpu { vcpu, count: self.vcpus.len() };
         self.vcpus.get(vcpu.0 as usize).ok_or(missing)
     }
 
     /// A vCPU that is not in guest code, for register access.
-    fn stopped(&self, id: VcpuId) -> Result<Arc<dyn DebugVcpu>, SessionError> {
+    fn stopped(&self, id: VcpuId) -> Result<Arc<dyn DebugVcpu<A>>, SessionError> {
         if self.slot(id)?.state() == VcpuState::Running {
             return Err(SessionError::NotStopped(id));
         }
@@ -304,11 +307,11 @@ impl DebugSession {
         if self.is_frozen() { Err(SessionError::Frozen) } else { Ok(()) }
     }
 
-    fn software(&self) -> RwLockReadGuard<'_, SoftwareBreakpoints> {
+    fn software(&self) -> RwLockReadGuard<'_, SoftwareBreakpoints<A>> {
         self.software.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn software_mut(&self) -> RwLockWriteGuard<'_, SoftwareBreakpoints> {
+    fn software_mut(&self) -> RwLockWriteGuard<'_, SoftwareBreakpoints<A>> {
         self.software.write().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,9 +3,10 @@
 use super::control::{Order, Told};
 use super::queue::Pending;
 use super::rules;
-use super::software::{InsertError, SavedSoftware, SoftwareBreakpoints};
+use super::software::{SavedSoftware, SoftwareBreakpoints};
 use super::table::{Tables, Watch};
 use super::{DebugSession, SessionError};
+use crate::arch::Arch;
 use crate::state::{self, GuestDebugState, StateError, StopState, ToldState, VcpuMode};
 use crate::{DebugCaps, GuestRam, Gva, ResumeAction, VcpuId};
 use std::sync::Arc;
@@ -45,7 +46,7 @@ impl Restored {
     }
 }
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// A session from the state of one that was saved. Nothing of it is believed unchecked, and guest memory is not
     /// touched yet. Its VM has `vcpus` vCPUs. A state that is handed over is not copied, a borrowed one is.
     ///
@@ -62,8 +63,8 @@ impl DebugSession {
     ) -> Result<Arc<Self>, SessionError> {
         let state = state.into();
         match restore {
-            Restore::Arm => drop(state::fits(&state, &caps)?),
-            Restore::Dormant => state::check(&state)?,
+            Restore::Arm => drop(state::fits_as::<A>(&state, &caps)?),
+            Restore::Dormant => state::check_as::<A>(&state)?,
         }
         let restored = Restored::new(state, vcpus as usize)?;
         let tables = Tables { restored: Some(Arc::new(restored)), ..Tables::default() };
@@ -91,7 +92,7 @@ impl DebugSession {
         }
         self.all_stopped()?;
         self.take_over(&mut tables)?;
-        let plan = Arc::new(tables.plan());
+        let plan = Arc::new(tables.plan::<A>());
         for ((id, slot), vcpu) in self.slots().zip(&restored.beside.vcpus) {
             let action = match vcpu.mode {
                 VcpuMode::Stopped => ResumeAction::Stay,
@@ -129,7 +130,7 @@ impl DebugSession {
         if ahead.is_none() {
             software = SoftwareBreakpoints::from_state(&restored.software);
         }
-        let planted = state::fits_host(state, &self.caps).map_err(SessionError::from).and_then(|_| {
+        let planted = state::fits_host::<A>(state, &self.caps).map_err(SessionError::from).and_then(|_| {
             let stand_ins = self.stand_ins(state)?;
             let also_software: Vec<_> = stand_ins.iter().map(|(name, _)| (*name, software.has_name(*name))).collect();
             match ahead {
@@ -174,28 +175,25 @@ impl DebugSession {
 
     fn plant_stand_ins(
         &self,
-        software: &mut SoftwareBreakpoints,
+        software: &mut SoftwareBreakpoints<A>,
         stand_ins: &[(Gva, GuestAddress)],
     ) -> Result<(), SessionError> {
         for &(name, gpa) in stand_ins {
-            software.insert(name, gpa, &*self.ram).map_err(|error| match error {
-                InsertError::Address(error) => SessionError::from(error),
-                InsertError::Ram(error) => error.into(),
-            })?;
+            software.insert(name, gpa, &*self.ram)?;
         }
         Ok(())
     }
 
     /// The hardware breakpoints that find no slot here, and where software breakpoints can stand in for them.
     fn stand_ins(&self, state: &GuestDebugState) -> Result<Vec<(Gva, GuestAddress)>, SessionError> {
-        let surplus = state.hardware.len().saturating_sub(self.caps.hw_bps);
+        let surplus = state::fits_host::<A>(state, &self.caps)?.as_software;
         if surplus == 0 {
             return Ok(Vec::new());
         }
         let place = |address: Gva| {
             let mapped = |(id, _)| {
                 let gpa = self.translate(id, address).ok()?;
-                self.ram.read(gpa, &mut [0; 4]).is_ok().then_some(gpa)
+                self.fetch_code(gpa).is_ok().then_some(gpa)
             };
             Some((address, self.slots().find_map(mapped)?))
         };

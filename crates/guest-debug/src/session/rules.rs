@@ -6,7 +6,8 @@
 use super::table::Tables;
 use super::{DebugSession, SessionError};
 use crate::agent::Expression;
-use crate::state::{BreakpointState, MAX_EXPRESSIONS, MAX_RULES, MAX_RULES_BYTES, RuleState, check_breakpoint};
+use crate::arch::Arch;
+use crate::state::{BreakpointState, MAX_EXPRESSIONS, MAX_RULES, MAX_RULES_BYTES, RuleState};
 use crate::{Breakpoint, StopReason};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -90,7 +91,7 @@ impl Rule {
     }
 }
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// Sets the rule of a breakpoint, which need not be inserted. What was counted so far is kept.
     ///
     /// # Errors
@@ -132,7 +133,7 @@ impl DebugSession {
 
     fn change_rule(&self, breakpoint: Breakpoint, new: impl FnOnce(&Rule) -> Rule) -> Result<(), SessionError> {
         let mut tables = self.changeable()?;
-        check_breakpoint::<SessionError>(breakpoint)?;
+        A::check(breakpoint)?;
         let mut rules = tables.rules.clone();
         let old = rules.get(&breakpoint).cloned().unwrap_or_default();
         let new = new(&old);

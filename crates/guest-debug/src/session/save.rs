@@ -6,10 +6,9 @@ use super::rules;
 use super::software::SavedSoftware;
 use super::table::Tables;
 use super::{DebugSession, STOP_TIMEOUT, SessionError};
-use crate::arm64::Reg;
+use crate::arch::Arch;
 use crate::state::{
-    Architecture, GuestDebugState, STATE_VERSION, StateUpdate, StepRange, StopState, ToldState, VcpuDebugState,
-    VcpuMode, WatchState,
+    GuestDebugState, STATE_VERSION, StateUpdate, StepRange, StopState, ToldState, VcpuDebugState, VcpuMode, WatchState,
 };
 use crate::{Gva, ResumeAction, VcpuId};
 use std::collections::BTreeMap;
@@ -32,7 +31,7 @@ impl SavedState {
     }
 }
 
-impl DebugSession {
+impl<A: Arch> DebugSession<A> {
     /// Stops every vCPU and takes the session's breakpoints out of guest memory, so that the VM can be saved: registers
     /// and memory are the guest's own until [`Self::thaw`]. A step that is under way either executes or leaves no trace,
     /// and a range of steps halts between two instructions.
@@ -172,7 +171,7 @@ impl DebugSession {
         let (reported, pending, put_aside) = self.queue().all();
         Ok(GuestDebugState {
             version: STATE_VERSION,
-            architecture: Architecture::Aarch64,
+            architecture: A::ARCHITECTURE,
             attached: tables.armed,
             held: tables.held,
             selected_vcpu: tables.selected.map(|vcpu| vcpu.0),
@@ -241,7 +240,7 @@ impl DebugSession {
     fn stop_states(&self, stops: Vec<Pending>) -> Result<Vec<StopState>, SessionError> {
         let state = |Pending { event, pc }: Pending| {
             let read = || {
-                let pc = self.stopped(event.vcpu)?.get_u64(Reg::Pc);
+                let pc = self.stopped(event.vcpu)?.get_u64(A::PC);
                 pc.map_err(|source| SessionError::Vcpu { vcpu: event.vcpu, source })
             };
             let pc = pc.map_or_else(read, Ok)?;
@@ -275,7 +274,7 @@ impl DebugSession {
 
     /// Every vCPU goes on with what it was doing.
     pub(super) fn thaw_vcpus(&self, tables: &Tables) {
-        let plan = Arc::new(tables.plan());
+        let plan = Arc::new(tables.plan::<A>());
         for (id, slot) in self.slots() {
             let order = match slot.take_frozen() {
                 // What it was to get over may be behind it by now.

@@ -1,10 +1,10 @@
-//! Software breakpoints: BRK instructions in guest memory, kept by physical address.
+//! Software breakpoints: instructions in guest memory, kept by physical address.
 //!
-//! The table is bucketed by page: one hash lookup finds the page, a page holds at most 1,024 instructions, so
+//! The table is bucketed by page: one hash lookup finds the page, a page holds a bounded number of instructions, so
 //! a lookup does not grow with the number of breakpoints, and a memory access visits only the pages it touches.
 
 use super::few::Few;
-use crate::arm64::dbgreg::DbgRegError;
+use crate::arch::Arch;
 use crate::state::SoftwareState;
 use crate::{GuestRam, Gva, RamError};
 use std::collections::{BTreeMap, HashMap};
@@ -12,15 +12,8 @@ use std::sync::{Arc, OnceLock};
 use vm_memory::GuestAddress;
 
 const PAGE: u64 = 4096;
-const LENGTH: u64 = 4;
 /// So many reads of an instruction cost about as much as one of a page.
 const FEW_READS: usize = 3;
-
-/// Immediate of the BRKs that the session plants. Linux does not use it (arch/arm64/include/asm/brk-imm.h), so that
-/// a BRK which the guest writes over one of ours is told from it.
-pub(super) const BRK_IMM: u16 = 0x67db;
-/// The session's own breakpoint instruction.
-pub(crate) const BRK: [u8; 4] = (0xd420_0000 | (BRK_IMM as u32) << 5).to_le_bytes();
 
 /// What removing a breakpoint found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,18 +25,18 @@ pub enum Removed {
 }
 
 #[derive(Debug)]
-struct Planted {
-    original: [u8; 4],
+struct Planted<A: Arch> {
+    original: A::Code,
     /// The virtual addresses it was asked for by; it goes when the last of them does.
     names: Few<Gva>,
-    /// Whether guest memory holds our BRK, as far as the session knows.
+    /// Whether guest memory holds our instruction, as far as the session knows.
     armed: bool,
 }
 
 /// The software breakpoints of a VM.
-#[derive(Debug, Default)]
-pub(super) struct SoftwareBreakpoints {
-    pages: HashMap<u64, BTreeMap<u64, Planted>>,
+#[derive(Debug)]
+pub(super) struct SoftwareBreakpoints<A: Arch> {
+    pages: HashMap<u64, BTreeMap<u64, Planted<A>>>,
     by_name: HashMap<Gva, Few<u64>>,
     /// What is saved of them, if somebody has asked since they changed last.
     saved: OnceLock<SavedSoftware>,
@@ -52,23 +45,25 @@ pub(super) struct SoftwareBreakpoints {
 /// Software breakpoints as they were at one time. While nothing changes, the list is the same one.
 pub(super) type SavedSoftware = Arc<Vec<SoftwareState>>;
 
-impl SoftwareBreakpoints {
+impl<A: Arch> Default for SoftwareBreakpoints<A> {
+    fn default() -> Self {
+        Self { pages: HashMap::new(), by_name: HashMap::new(), saved: OnceLock::new() }
+    }
+}
+
+impl<A: Arch> SoftwareBreakpoints<A> {
     /// Plants a breakpoint that the client calls `name` at `gpa`. A second one at the same place only adds a name.
-    pub(super) fn insert(&mut self, name: Gva, gpa: GuestAddress, ram: &dyn GuestRam) -> Result<(), InsertError> {
-        if !gpa.0.is_multiple_of(LENGTH) {
-            return Err(DbgRegError::Misaligned { address: name.0 }.into());
-        }
+    pub(super) fn insert(&mut self, name: Gva, gpa: GuestAddress, ram: &dyn GuestRam) -> Result<(), RamError> {
         match self.at_mut(gpa.0) {
             Some(planted) if planted.armed => {}
             // It waits since a reboot, or is new: now it is asked for in the code that is there.
             _ => {
-                let mut original = [0; 4];
-                ram.read(gpa, &mut original)?;
-                if original == BRK && self.adopt(name, gpa) {
+                let original = read_code::<A>(ram, gpa)?;
+                if original == A::BREAK && self.adopt(name, gpa) {
                     // The guest has copied the page with one of ours on it.
                     return Ok(());
                 }
-                write_code(ram, gpa, &BRK)?;
+                write_code(ram, gpa, A::BREAK.as_ref())?;
                 let bucket = self.pages.entry(page(gpa.0)).or_default();
                 let names = bucket.remove(&gpa.0).map(|waiting| waiting.names).unwrap_or_default();
                 bucket.insert(gpa.0, Planted { original, names, armed: true });
@@ -138,7 +133,7 @@ impl SoftwareBreakpoints {
         self.pages.get_mut(&page).map_or(Ok(true), |bucket| plant_page(page, bucket, ram, &mut [0; PAGE as usize]))
     }
 
-    /// Takes over a BRK of ours that the guest has copied, page and all, to a place that is mapped at the same
+    /// Takes over an instruction of ours that the guest has copied, page and all, to a place that is mapped at the same
     /// virtual address now. Answers whether `name` is one of ours.
     pub(super) fn adopt(&mut self, name: Gva, gpa: GuestAddress) -> bool {
         let Some(places) = self.by_name.get(&name) else { return false };
@@ -168,9 +163,9 @@ impl SoftwareBreakpoints {
     pub(super) fn plant_one(&mut self, gpa: GuestAddress, ram: &dyn GuestRam) -> Result<(), RamError> {
         let Some(planted) = self.at_mut(gpa.0) else { return Ok(()) };
         if !planted.armed {
-            let mut original = [0; 4];
-            ram.read(gpa, &mut original)?;
-            write_code(ram, gpa, &BRK)?;
+            let mut original = A::BREAK;
+            ram.read(gpa, original.as_mut())?;
+            write_code(ram, gpa, A::BREAK.as_ref())?;
             planted.armed = true;
             // The instruction that was stepped may have written here.
             if std::mem::replace(&mut planted.original, original) != original {
@@ -189,7 +184,7 @@ impl SoftwareBreakpoints {
         pages.sort_unstable_by_key(|(page, _)| **page);
         let all = pages.into_iter().flat_map(|(_, bucket)| bucket).map(|(&physical, planted)| SoftwareState {
             physical,
-            original: planted.original,
+            original: state_of(planted.original.as_ref()),
             names: planted.names.as_slice().iter().map(|name| name.0).collect(),
         });
         all.collect()
@@ -210,7 +205,7 @@ impl SoftwareBreakpoints {
         let mut software = Self { by_name: HashMap::with_capacity(list.len()), ..Self::default() };
         let planted = |breakpoint: &SoftwareState| {
             let names = Few::from_ascending(breakpoint.names.iter().copied().map(Gva));
-            (breakpoint.physical, Planted { original: breakpoint.original, names, armed: false })
+            (breakpoint.physical, Planted { original: code_of::<A>(&breakpoint.original), names, armed: false })
         };
         for bucket in list.chunk_by(|one, next| page(one.physical) == page(next.physical)) {
             for SoftwareState { physical, names, .. } in bucket {
@@ -231,32 +226,33 @@ impl SoftwareBreakpoints {
         self.by_name.contains_key(&name)
     }
 
-    /// Whether our BRK is at this place.
+    /// Whether our instruction is at this place.
     pub(super) fn is_planted(&self, gpa: GuestAddress) -> bool {
         self.at(gpa.0).is_some_and(|planted| planted.armed)
     }
 
-    /// Reads guest memory as the guest wrote it, without our BRKs.
+    /// Reads guest memory as the guest wrote it, without our instructions.
     pub(super) fn read(&self, gpa: GuestAddress, data: &mut [u8], ram: &dyn GuestRam) -> Result<(), RamError> {
         ram.read(gpa, data)?;
         for (at, planted) in self.within(gpa.0, data.len(), ram) {
             let (start, skip) = overlap(gpa.0, at);
-            let original = planted.original.iter().skip(skip);
+            let original = planted.original.as_ref().iter().skip(skip);
             data.iter_mut().skip(start).zip(original).for_each(|(byte, original)| *byte = *original);
         }
         Ok(())
     }
 
-    /// Writes guest memory for the client: what falls on a planted BRK becomes its original instruction.
+    /// Writes guest memory for the client: what falls on a planted instruction becomes its original instruction.
     pub(super) fn write(&mut self, gpa: GuestAddress, data: &[u8], ram: &dyn GuestRam) -> Result<(), RamError> {
         let mut merged = data.to_vec();
         let mut originals = Vec::new();
         for (at, planted) in self.within(gpa.0, data.len(), ram) {
             let (start, skip) = overlap(gpa.0, at);
             let mut original = planted.original;
-            let bytes = original.iter_mut().zip(BRK).skip(skip);
+            let own = A::BREAK;
+            let bytes = original.as_mut().iter_mut().zip(own.as_ref()).skip(skip);
             for ((byte, brk), new) in bytes.zip(merged.iter_mut().skip(start)) {
-                *byte = std::mem::replace(new, brk);
+                *byte = std::mem::replace(new, *brk);
             }
             originals.push((at, original));
         }
@@ -299,11 +295,11 @@ impl SoftwareBreakpoints {
         self.saved = OnceLock::new();
     }
 
-    fn at(&self, gpa: u64) -> Option<&Planted> {
+    fn at(&self, gpa: u64) -> Option<&Planted<A>> {
         self.pages.get(&page(gpa))?.get(&gpa)
     }
 
-    fn at_mut(&mut self, gpa: u64) -> Option<&mut Planted> {
+    fn at_mut(&mut self, gpa: u64) -> Option<&mut Planted<A>> {
         self.pages.get_mut(&page(gpa))?.get_mut(&gpa)
     }
 
@@ -323,8 +319,8 @@ impl SoftwareBreakpoints {
         gpa: u64,
         length: usize,
         ram: &'a dyn GuestRam,
-    ) -> impl Iterator<Item = (u64, &'a Planted)> + 'a {
-        let first = gpa.saturating_sub(LENGTH - 1);
+    ) -> impl Iterator<Item = (u64, &'a Planted<A>)> + 'a {
+        let first = gpa.saturating_sub(A::BREAK.as_ref().len() as u64 - 1);
         let end = gpa.saturating_add(length as u64);
         let pages = (page(first)..=page(end)).step_by(PAGE as usize);
         let visit = if self.pages.is_empty() { None } else { Some(pages) };
@@ -334,23 +330,28 @@ impl SoftwareBreakpoints {
             .filter_map(|number| self.pages.get(&number))
             .flat_map(move |bucket| bucket.range(first..end))
             .filter(|(_, planted)| planted.armed)
-            .filter(move |&(&at, _)| holds_brk(at, ram))
+            .filter(move |&(&at, _)| read_code::<A>(ram, GuestAddress(at)) == Ok(A::BREAK))
             .map(|(&at, planted)| (at, planted))
     }
 }
 
-fn holds_brk(gpa: u64, ram: &dyn GuestRam) -> bool {
-    let mut now = [0; 4];
-    ram.read(GuestAddress(gpa), &mut now).is_ok() && now == BRK
+fn read_code<A: Arch>(ram: &dyn GuestRam, gpa: GuestAddress) -> Result<A::Code, RamError> {
+    let mut code = A::BREAK;
+    ram.read(gpa, code.as_mut())?;
+    Ok(code)
 }
 
-/// Why a software breakpoint was refused.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum InsertError {
-    #[error(transparent)]
-    Address(#[from] DbgRegError),
-    #[error(transparent)]
-    Ram(#[from] RamError),
+/// An original instruction as it is saved, with zeros behind it.
+fn state_of(code: &[u8]) -> [u8; 4] {
+    let mut state = [0; 4];
+    state.iter_mut().zip(code).for_each(|(to, from)| *to = *from);
+    state
+}
+
+fn code_of<A: Arch>(state: &[u8; 4]) -> A::Code {
+    let mut code = A::BREAK;
+    code.as_mut().iter_mut().zip(state).for_each(|(to, from)| *to = *from);
+    code
 }
 
 /// Offset into the access, and into the instruction, at which the two begin to overlap.
@@ -364,9 +365,9 @@ pub(super) fn page(gpa: u64) -> u64 {
 }
 
 /// Plants what belongs to a page. Answers whether all of it is in memory now.
-fn plant_page(
+fn plant_page<A: Arch>(
     page: u64,
-    bucket: &mut BTreeMap<u64, Planted>,
+    bucket: &mut BTreeMap<u64, Planted<A>>,
     ram: &dyn GuestRam,
     code: &mut [u8; PAGE as usize],
 ) -> Result<bool, RamError> {
@@ -374,18 +375,19 @@ fn plant_page(
     let whole = bucket.len() > FEW_READS && ram.read(GuestAddress(page), code).is_ok();
     let mut complete = true;
     for (&gpa, planted) in bucket {
-        let mut now = [0; 4];
-        let read = match code.get((gpa - page) as usize..).and_then(|rest| rest.first_chunk()) {
+        let mut now = A::BREAK;
+        let at = (gpa - page) as usize;
+        let read = match code.get(at..at + now.as_ref().len()) {
             Some(bytes) if whole => {
-                now = *bytes;
+                now.as_mut().copy_from_slice(bytes);
                 true
             }
-            _ => ram.read(GuestAddress(gpa), &mut now).is_ok(),
+            _ => ram.read(GuestAddress(gpa), now.as_mut()).is_ok(),
         };
         // Not even what counts as armed is sure to be: memory was reloaded under it.
-        planted.armed = read && now == BRK;
-        if !planted.armed && now == planted.original {
-            write_code(ram, GuestAddress(gpa), &BRK)?;
+        planted.armed = read && now == A::BREAK;
+        if !planted.armed && read && now == planted.original {
+            write_code(ram, GuestAddress(gpa), A::BREAK.as_ref())?;
             planted.armed = true;
         }
         complete &= planted.armed;
@@ -393,11 +395,9 @@ fn plant_page(
     Ok(complete)
 }
 
-fn lift(gpa: u64, planted: &mut Planted, ram: &dyn GuestRam) -> Result<Removed, RamError> {
-    let mut now = [0; 4];
-    ram.read(GuestAddress(gpa), &mut now)?;
-    let removed = if now == BRK {
-        write_code(ram, GuestAddress(gpa), &planted.original)?;
+fn lift<A: Arch>(gpa: u64, planted: &mut Planted<A>, ram: &dyn GuestRam) -> Result<Removed, RamError> {
+    let removed = if read_code::<A>(ram, GuestAddress(gpa))? == A::BREAK {
+        write_code(ram, GuestAddress(gpa), planted.original.as_ref())?;
         Removed::Restored
     } else {
         Removed::Overwritten

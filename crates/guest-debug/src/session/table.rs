@@ -2,9 +2,10 @@
 
 use super::SessionError;
 use super::ahead::Ahead;
+use super::debugged::Slots;
 use super::restore::Restored;
 use super::rules::Rules;
-use crate::arm64::{BreakpointSlot, HwDebug, WatchSlot, watch};
+use crate::arch::Arch;
 use crate::{Breakpoint, DebugCaps, Gva, VcpuId, WatchKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,62 +49,61 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    pub(super) fn insert_hardware(&mut self, address: Gva, caps: &DebugCaps) -> Result<(), SessionError> {
-        BreakpointSlot::new(address.0)?;
+    pub(super) fn insert_hardware<A: Arch>(&mut self, address: Gva, caps: &DebugCaps) -> Result<(), SessionError> {
+        A::check(Breakpoint::Hardware(address))?;
         if self.hardware.contains(&address) {
             return Ok(());
         }
-        if self.hardware.len() - self.stand_ins.len() >= caps.hw_bps {
+        if self.free::<A>(caps).breakpoints == 0 {
             return Err(SessionError::NoBreakpointSlot { available: caps.hw_bps });
         }
         self.hardware.insert(address);
         Ok(())
     }
 
-    pub(super) fn insert_watch(&mut self, new: Watch, caps: &DebugCaps) -> Result<(), SessionError> {
-        let slots = watch::plan(new.kind, new.address.0, new.length)?;
-        let used = self.watch_slots();
+    pub(super) fn insert_watch<A: Arch>(&mut self, new: Watch, caps: &DebugCaps) -> Result<(), SessionError> {
+        let slots = A::watch_slots(new.kind, new.address.0, new.length)?;
+        let used = slots_of::<A>(&self.watches);
         let missing = slots.iter().filter(|slot| !used.contains(slot)).count();
-        if used.len() + missing > caps.hw_wps {
-            return Err(SessionError::NoWatchpointSlot {
-                needed: slots.len(),
-                free: caps.hw_wps.saturating_sub(used.len()),
-                available: caps.hw_wps,
-            });
+        let free = self.free::<A>(caps).watches;
+        if missing > free {
+            return Err(SessionError::NoWatchpointSlot { needed: slots.len(), free, available: caps.hw_wps });
         }
         self.watches.insert(new);
         Ok(())
     }
 
+    /// What is left of the host's slots.
+    fn free<A: Arch>(&self, caps: &DebugCaps) -> Slots {
+        let breakpoints = self.hardware.len() - self.stand_ins.len();
+        A::free(caps, Slots { breakpoints, watches: slots_of::<A>(&self.watches).len() })
+    }
+
     /// The plan for a free-running vCPU.
-    pub(super) fn plan(&self) -> Plan {
+    pub(super) fn plan<A: Arch>(&self) -> Plan<A> {
         if !self.armed {
             return Plan::default();
         }
         let in_slots = self.hardware.iter().filter(|address| !self.stand_ins.contains_key(address));
-        let breakpoints = in_slots.filter_map(|address| BreakpointSlot::new(address.0).ok()).collect();
-        let hw = HwDebug { breakpoints, watchpoints: self.watch_slots() };
+        let breakpoints: Vec<_> = in_slots.map(|address| address.0).collect();
         let stand_ins = self.stand_ins.iter().filter(|(_, also_software)| !**also_software);
         Plan {
             attached: true,
-            hw,
+            hw: A::hw(&breakpoints, &slots_of::<A>(&self.watches)),
+            breakpoints,
             watches: self.watches.iter().copied().collect(),
             stand_ins: stand_ins.map(|(address, _)| *address).collect(),
             rules: self.rules.clone(),
         }
     }
-
-    fn watch_slots(&self) -> Vec<WatchSlot> {
-        slots_of(&self.watches)
-    }
 }
 
 /// The slots of watches; watches that need the very same slot share it.
-fn slots_of<'a>(watches: impl IntoIterator<Item = &'a Watch>) -> Vec<WatchSlot> {
+fn slots_of<'a, A: Arch>(watches: impl IntoIterator<Item = &'a Watch>) -> Vec<A::WatchSlot> {
     let mut slots = Vec::new();
     for watch in watches {
         // A watch in the table was planned once, so planning it again can't fail.
-        for slot in watch::plan(watch.kind, watch.address.0, watch.length).unwrap_or_default() {
+        for slot in A::watch_slots(watch.kind, watch.address.0, watch.length).unwrap_or_default() {
             if !slots.contains(&slot) {
                 slots.push(slot);
             }
@@ -113,12 +113,14 @@ fn slots_of<'a>(watches: impl IntoIterator<Item = &'a Watch>) -> Vec<WatchSlot> 
 }
 
 /// What a vCPU is armed with while it runs. Immutable, so its thread needs no lock to look at it.
-#[derive(Debug, Default)]
-pub(super) struct Plan {
+#[derive(Debug)]
+pub(super) struct Plan<A: Arch> {
     /// The session is armed: debug exceptions leave the guest.
     pub(super) attached: bool,
     /// The debug registers.
-    pub(super) hw: HwDebug,
+    pub(super) hw: A::Hw,
+    /// The breakpoints among them.
+    pub(super) breakpoints: Vec<u64>,
     /// The watches behind the registers.
     pub(super) watches: Vec<Watch>,
     /// Addresses whose software breakpoint is a hardware breakpoint to the client.
@@ -127,9 +129,16 @@ pub(super) struct Plan {
     pub(super) rules: Arc<Rules>,
 }
 
-impl Plan {
+impl<A: Arch> Default for Plan<A> {
+    fn default() -> Self {
+        let (breakpoints, watches, stand_ins, rules) = (Vec::new(), Vec::new(), Vec::new(), Arc::default());
+        Self { attached: false, hw: A::Hw::default(), breakpoints, watches, stand_ins, rules }
+    }
+}
+
+impl<A: Arch> Plan<A> {
     pub(super) fn has_breakpoint(&self, pc: u64) -> bool {
-        self.hw.breakpoints.iter().any(|slot| slot.address == pc)
+        self.breakpoints.contains(&pc)
     }
 
     /// Whether the hardware breakpoint at `pc` has a rule.
@@ -138,7 +147,7 @@ impl Plan {
     }
 
     /// The slots of all watches that have none of `addresses`.
-    pub(super) fn watch_slots_but(&self, addresses: &[Gva]) -> Vec<WatchSlot> {
-        slots_of(self.watches.iter().filter(|watch| !addresses.iter().any(|address| watch.covers(*address))))
+    pub(super) fn watch_slots_but(&self, addresses: &[Gva]) -> Vec<A::WatchSlot> {
+        slots_of::<A>(self.watches.iter().filter(|watch| !addresses.iter().any(|address| watch.covers(*address))))
     }
 }

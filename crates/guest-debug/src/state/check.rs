@@ -1,20 +1,16 @@
 //! Checks of a state, field by field, and of the host that is to take it.
 
 use super::{
-    Architecture, FieldError, GuestDebugState, STATE_VERSION, SoftwareState, StateError, StopReasonState, StopState,
-    ToldState, VcpuMode, WatchHit, rule,
+    FieldError, GuestDebugState, STATE_VERSION, SoftwareState, StateError, StopReasonState, StopState, ToldState,
+    VcpuMode, WatchHit, rule,
 };
-use crate::arm64::dbgreg::DbgRegError;
-use crate::arm64::{BreakpointSlot, WatchSlot, watch};
-use crate::session::BRK;
-use crate::{DebugCaps, WatchKind};
+use crate::arch::{Arch, Arm64, PlaceError};
+use crate::session::Slots;
+use crate::{Breakpoint, DebugCaps, Gva, WatchKind};
+use std::collections::BTreeSet;
 
 /// The smallest granule: what is on the same page has the same address inside it, virtual and physical.
 const PAGE: u64 = 4096;
-/// Breakpoint slots that an arm64 vCPU can have, `KVM_ARM_MAX_DBG_REGS`. No session gets beyond that.
-const MAX_SLOTS: usize = 16;
-/// Watches that share [`MAX_SLOTS`] slots at most: each begins where one of them begins, and ends where one ends.
-const MAX_WATCHES: usize = MAX_SLOTS * MAX_SLOTS;
 /// Watches of one instruction that a session remembers to have told: each of them slows the next watchpoint exit down.
 pub(crate) const MAX_TOLD: usize = 64;
 
@@ -29,92 +25,113 @@ pub struct Fit {
 }
 
 /// Whether a session that is saved as `state` can be armed on a host with `caps`, so that a migration which would fail
-/// can be refused before it starts. Looks at every field as well.
+/// can be refused before it starts. Looks at every field as well. For arm64 guests; [`fits_as`] is for all.
+///
+/// # Errors
+///
+/// As [`fits_as`].
+pub fn fits(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit, StateError> {
+    fits_as::<Arm64>(state, caps)
+}
+
+/// [`fits`] for a guest of the architecture `A`.
 ///
 /// # Errors
 ///
 /// [`StateError`], as [`check`]; [`StateError::NoGuestDebug`] and [`StateError::WatchpointSlots`].
-pub fn fits(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit, StateError> {
-    check(state)?;
-    fits_host(state, caps)
+pub fn fits_as<A: Arch>(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit, StateError> {
+    check_as::<A>(state)?;
+    fits_host::<A>(state, caps)
 }
 
 /// The same of a state that was checked.
-pub(crate) fn fits_host(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit, StateError> {
+pub(crate) fn fits_host<A: Arch>(state: &GuestDebugState, caps: &DebugCaps) -> Result<Fit, StateError> {
     if !caps.guest_debug && (state.attached || state.held) {
         return Err(StateError::NoGuestDebug);
     }
-    let needed = watch_slots(state);
-    if needed > caps.hw_wps {
-        return Err(StateError::WatchpointSlots { needed, available: caps.hw_wps });
+    let needed = watch_slots::<A>(state);
+    let available = A::free(caps, Slots { breakpoints: 0, watches: 0 }).watches;
+    if needed > available {
+        return Err(StateError::WatchpointSlots { needed, available });
     }
-    Ok(Fit { as_software: state.hardware.len().saturating_sub(caps.hw_bps), watch_slots: needed })
+    let left = A::free(caps, Slots { breakpoints: 0, watches: needed }).breakpoints;
+    Ok(Fit { as_software: state.hardware.len().saturating_sub(left), watch_slots: needed })
 }
 
-/// Whether `state` is one that a session can have.
+/// Whether `state` is one that a session of an arm64 guest can have; [`check_as`] is for all.
+///
+/// # Errors
+///
+/// As [`check_as`].
+pub fn check(state: &GuestDebugState) -> Result<(), StateError> {
+    check_as::<Arm64>(state)
+}
+
+/// Whether `state` is one that a session of a guest of the architecture `A` can have.
 ///
 /// # Errors
 ///
 /// [`StateError::Version`], [`StateError::Architecture`], and [`StateError::Field`] with the path of the first field that
 /// can't be as it is.
-pub fn check(state: &GuestDebugState) -> Result<(), StateError> {
-    check_but_for_software(state, !state.software.is_empty())?;
+pub fn check_as<A: Arch>(state: &GuestDebugState) -> Result<(), StateError> {
+    check_but_for_software::<A>(state, !state.software.is_empty())?;
     ascending(&state.software, |breakpoint| breakpoint.physical, |index| format!("software[{index}].physical"))?;
-    state.software.iter().enumerate().try_for_each(|(index, breakpoint)| check_software(index, breakpoint))
+    state.software.iter().enumerate().try_for_each(|(index, breakpoint)| check_software::<A>(index, breakpoint))
 }
 
 /// The same of all but the software breakpoints, of which there are some or not.
-pub(crate) fn check_but_for_software(state: &GuestDebugState, has_software: bool) -> Result<(), StateError> {
+pub(crate) fn check_but_for_software<A: Arch>(state: &GuestDebugState, has_software: bool) -> Result<(), StateError> {
     if !(1..=STATE_VERSION).contains(&state.version) {
         return Err(StateError::Version { found: state.version });
     }
-    if state.architecture != Architecture::Aarch64 {
-        return Err(StateError::Architecture { found: state.architecture, expected: Architecture::Aarch64 });
+    if state.architecture != A::ARCHITECTURE {
+        return Err(StateError::Architecture { found: state.architecture, expected: A::ARCHITECTURE });
     }
     if state.vcpus.is_empty() {
         return Err(field("vcpus", FieldError::Empty));
     }
-    check_hardware(state)?;
-    check_watches(state)?;
-    check_vcpus(state)?;
-    check_stops(state)?;
-    rule::check(state)?;
+    check_hardware::<A>(state)?;
+    check_watches::<A>(state)?;
+    check_vcpus::<A>(state)?;
+    check_stops::<A>(state)?;
+    rule::check::<A>(state)?;
     if !state.attached { check_unattached(state, has_software) } else { Ok(()) }
 }
 
-fn check_hardware(state: &GuestDebugState) -> Result<(), StateError> {
-    at_most("hardware", state.hardware.len(), MAX_SLOTS)?;
+fn check_hardware<A: Arch>(state: &GuestDebugState) -> Result<(), StateError> {
+    at_most("hardware", state.hardware.len(), A::MAX_SLOTS)?;
     ascending(&state.hardware, |address| *address, |index| format!("hardware[{index}]"))?;
     for (index, address) in state.hardware.iter().enumerate() {
-        BreakpointSlot::new(*address).map_err(|error| field(format!("hardware[{index}]"), error))?;
+        check_address::<A>(*address).map_err(|error| field(format!("hardware[{index}]"), error))?;
     }
     Ok(())
 }
 
-fn check_watches(state: &GuestDebugState) -> Result<(), StateError> {
-    at_most("watches", state.watches.len(), MAX_WATCHES)?;
+fn check_watches<A: Arch>(state: &GuestDebugState) -> Result<(), StateError> {
+    // Those that share the slots at most: each begins where one of them begins, and ends where one ends.
+    at_most("watches", state.watches.len(), A::MAX_SLOTS * A::MAX_SLOTS)?;
     let key = |watch: &super::WatchState| (watch.address, watch.length, watch.kind);
     ascending(&state.watches, key, |index| format!("watches[{index}]"))?;
     for (index, asked) in state.watches.iter().enumerate() {
-        watch::plan(asked.kind, asked.address, asked.length).map_err(|error| {
-            let part = match error {
-                watch::WatchError::NonCanonical { address } if address == asked.address => "address",
-                _ => "length",
-            };
+        A::watch_slots(asked.kind, asked.address, asked.length).map_err(|error| {
+            let part = if error.is_about(asked.address) { "address" } else { "length" };
             field(format!("watches[{index}].{part}"), error)
         })?;
     }
-    let needed = watch_slots(state);
-    if needed > MAX_SLOTS { Err(field("watches", FieldError::Slots { needed, most: MAX_SLOTS })) } else { Ok(()) }
+    let (needed, most) = (watch_slots::<A>(state), A::MAX_SLOTS);
+    if needed > most { Err(field("watches", FieldError::Slots { needed, most })) } else { Ok(()) }
 }
 
-fn check_software(index: usize, breakpoint: &SoftwareState) -> Result<(), StateError> {
+fn check_software<A: Arch>(index: usize, breakpoint: &SoftwareState) -> Result<(), StateError> {
     let SoftwareState { physical, original, names } = breakpoint;
-    if let Err(error) = BreakpointSlot::new(*physical) {
-        return Err(field(format!("software[{index}].physical"), error));
-    }
-    if *original == BRK {
+    check_address::<A>(*physical).map_err(|error| field(format!("software[{index}].physical"), error))?;
+    let own = A::BREAK;
+    let (code, behind) = original.split_at(own.as_ref().len());
+    if A::BREAK_IS_OWN && code == own.as_ref() {
         return Err(field(format!("software[{index}].original"), FieldError::OwnBreakpoint));
+    }
+    if behind.iter().any(|byte| *byte != 0) {
+        return Err(field(format!("software[{index}].original"), FieldError::Original));
     }
     if names.is_empty() {
         return Err(field(format!("software[{index}].names"), FieldError::Empty));
@@ -129,7 +146,7 @@ fn check_software(index: usize, breakpoint: &SoftwareState) -> Result<(), StateE
     }
 }
 
-fn check_vcpus(state: &GuestDebugState) -> Result<(), StateError> {
+fn check_vcpus<A: Arch>(state: &GuestDebugState) -> Result<(), StateError> {
     let because = if state.held {
         Some("held is true")
     } else if state.reported.is_some() {
@@ -150,7 +167,7 @@ fn check_vcpus(state: &GuestDebugState) -> Result<(), StateError> {
             return Err(field(format!("vcpus[{index}].mode.end"), problem));
         }
         if let Some(told) = &vcpu.told {
-            check_told(index, told)?;
+            check_told::<A>(index, told)?;
         }
     }
     match state.selected_vcpu {
@@ -160,11 +177,11 @@ fn check_vcpus(state: &GuestDebugState) -> Result<(), StateError> {
 }
 
 /// Nothing is asked of where the vCPU was: a guest can branch to any address, and a step ends there.
-fn check_told(index: usize, told: &ToldState) -> Result<(), StateError> {
+fn check_told<A: Arch>(index: usize, told: &ToldState) -> Result<(), StateError> {
     at_most(&format!("vcpus[{index}].told.watches"), told.watches.len(), MAX_TOLD)?;
     for (at, address) in told.watches.iter().enumerate() {
         let path = || format!("vcpus[{index}].told.watches[{at}]");
-        watch::plan(WatchKind::Access, *address, 1).map_err(|error| field(path(), error))?;
+        A::watch_slots(WatchKind::Access, *address, 1).map_err(|error| field(path(), error))?;
         if told.watches.iter().take(at).any(|before| before == address) {
             return Err(field(path(), FieldError::Twice));
         }
@@ -172,20 +189,20 @@ fn check_told(index: usize, told: &ToldState) -> Result<(), StateError> {
     Ok(())
 }
 
-fn check_stops(state: &GuestDebugState) -> Result<(), StateError> {
+fn check_stops<A: Arch>(state: &GuestDebugState) -> Result<(), StateError> {
     if let Some(stop) = &state.reported {
-        check_stop(state, stop, "reported")?;
+        check_stop::<A>(state, stop, "reported")?;
         check_reported(state, stop)?;
     }
     // Each vCPU has stopped once, a client has interrupted, and one stop is to be told again. Twice that does no harm.
     at_most("pending", state.pending.len(), 2 * state.vcpus.len() + 2)?;
     at_most("put_aside", state.put_aside.len(), state.vcpus.len())?;
     for (index, stop) in state.pending.iter().enumerate() {
-        check_stop(state, stop, &format!("pending[{index}]"))?;
+        check_stop::<A>(state, stop, &format!("pending[{index}]"))?;
     }
     for (index, stop) in state.put_aside.iter().enumerate() {
         let path = format!("put_aside[{index}]");
-        check_stop(state, stop, &path)?;
+        check_stop::<A>(state, stop, &path)?;
         if matches!(stop.reason, StopReasonState::Step | StopReasonState::Interrupt) {
             return Err(field(format!("{path}.reason"), FieldError::Reason));
         }
@@ -209,19 +226,18 @@ fn check_reported(state: &GuestDebugState, stop: &StopState) -> Result<(), State
 }
 
 /// That the breakpoint is among the inserted ones is not asked for: clients take breakpoints out while the VM is stopped.
-fn check_stop(state: &GuestDebugState, stop: &StopState, path: &str) -> Result<(), StateError> {
+fn check_stop<A: Arch>(state: &GuestDebugState, stop: &StopState, path: &str) -> Result<(), StateError> {
     known_vcpu(state, stop.vcpu, || format!("{path}.vcpu"))?;
     let reason = |error: FieldError| field(format!("{path}.reason"), error);
     match stop.reason {
         StopReasonState::HardwareBreakpoint(address) => {
-            BreakpointSlot::new(address).map_err(|error| reason(error.into()))?;
+            check_address::<A>(address).map_err(|error| reason(error.into()))?;
         }
-        // It may carry a tag in its top byte, as the names of software breakpoints may.
-        StopReasonState::SoftwareBreakpoint(address) if address % 4 != 0 => {
-            return Err(reason(DbgRegError::Misaligned { address }.into()));
+        StopReasonState::SoftwareBreakpoint(address) => {
+            A::check(Breakpoint::Software(Gva(address))).map_err(|error| reason(error.into()))?;
         }
         StopReasonState::Watchpoint(WatchHit { kind, address }) => {
-            watch::plan(kind, address, 1).map_err(|error| reason(error.into()))?;
+            A::watch_slots(kind, address, 1).map_err(|error| reason(error.into()))?;
         }
         _ => {}
     }
@@ -281,9 +297,14 @@ fn ascending<T, K: Ord>(
 }
 
 /// Slots of all watches; watches that need the very same slot share it.
-fn watch_slots(state: &GuestDebugState) -> usize {
-    let plans = state.watches.iter().filter_map(|asked| watch::plan(asked.kind, asked.address, asked.length).ok());
-    plans.flatten().collect::<std::collections::BTreeSet<WatchSlot>>().len()
+fn watch_slots<A: Arch>(state: &GuestDebugState) -> usize {
+    let plans = state.watches.iter().filter_map(|asked| A::watch_slots(asked.kind, asked.address, asked.length).ok());
+    plans.flatten().collect::<BTreeSet<A::WatchSlot>>().len()
+}
+
+/// Whether a hardware breakpoint can be there.
+fn check_address<A: Arch>(address: u64) -> Result<(), PlaceError> {
+    A::check(Breakpoint::Hardware(Gva(address)))
 }
 
 pub(super) fn field(path: impl Into<String>, problem: impl Into<FieldError>) -> StateError {

@@ -2,8 +2,10 @@
 
 use super::{Architecture, MAX_RULES_BYTES, STATE_VERSION};
 use crate::agent::ExpressionError;
+use crate::arch::PlaceError;
 use crate::arm64::dbgreg::DbgRegError;
 use crate::arm64::watch::WatchError;
+use crate::x86_64;
 use thiserror::Error;
 
 /// Why a session can't be restored from a state.
@@ -72,6 +74,15 @@ pub enum FieldError {
     /// It is not a range that can be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// x86_64: it is not an address that a breakpoint can have.
+    #[error(transparent)]
+    X86Address(#[from] x86_64::slot::SlotError),
+    /// x86_64: it is not a range that can be watched.
+    #[error(transparent)]
+    X86Watch(#[from] x86_64::watch::WatchError),
+    /// x86_64: an instruction of one byte has others behind it.
+    #[error("must be one byte and zeros behind it")]
+    Original,
     /// It is not an expression that is evaluated.
     #[error(transparent)]
     Expression(#[from] ExpressionError),
@@ -170,4 +181,15 @@ pub enum FieldError {
     /// Only a client can have set that up.
     #[error("must be empty, or attached true")]
     NotAttached,
+}
+
+impl From<PlaceError> for FieldError {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Arm64Address(error) => error.into(),
+            PlaceError::Arm64Watch(error) => error.into(),
+            PlaceError::X86Address(error) => error.into(),
+            PlaceError::X86Watch(error) => error.into(),
+        }
+    }
 }

@@ -26,11 +26,11 @@ mod rule;
 #[cfg(feature = "versionize")]
 pub mod versioned;
 
-pub use check::{Fit, check, fits};
+pub use check::{Fit, check, check_as, fits, fits_as};
 pub(crate) use check::{MAX_TOLD, check_but_for_software, fits_host};
 pub use error::{FieldError, StateError};
 pub use rule::{BreakpointState, RuleState};
-pub(crate) use rule::{MAX_EXPRESSIONS, MAX_RULES, MAX_RULES_BYTES, check_breakpoint};
+pub(crate) use rule::{MAX_EXPRESSIONS, MAX_RULES, MAX_RULES_BYTES};
 
 use crate::{StopReason, Unsupported, WatchKind};
 #[cfg(feature = "serde")]
@@ -162,7 +162,7 @@ pub struct WatchState {
 pub struct SoftwareState {
     /// Guest-physical address of its instruction.
     pub physical: u64,
-    /// The guest's own instruction there. In JSON, a string of hexadecimal digits.
+    /// The guest's own instruction there; of an x86_64 guest its first byte, and zeros. In JSON, a string of hexadecimal digits.
     #[cfg_attr(feature = "serde", serde(with = "original"))]
     pub original: [u8; 4],
     /// Guest-virtual addresses that it was asked for by, ascending.

@@ -3,9 +3,7 @@
 use super::check::{at_most, field};
 use super::{FieldError, GuestDebugState, StateError, WatchState};
 use crate::agent::{Expression, ExpressionError};
-use crate::arm64::dbgreg::DbgRegError;
-use crate::arm64::watch::WatchError;
-use crate::arm64::{BreakpointSlot, watch};
+use crate::arch::Arch;
 use crate::{Breakpoint, Gva};
 #[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
@@ -77,7 +75,7 @@ impl From<BreakpointState> for Breakpoint {
     }
 }
 
-pub(super) fn check(state: &GuestDebugState) -> Result<(), StateError> {
+pub(super) fn check<A: Arch>(state: &GuestDebugState) -> Result<(), StateError> {
     if state.version < SINCE && !state.rules.is_empty() {
         return Err(field("rules", FieldError::TooNew { version: state.version, since: SINCE }));
     }
@@ -87,7 +85,7 @@ pub(super) fn check(state: &GuestDebugState) -> Result<(), StateError> {
     for (index, rule) in state.rules.iter().enumerate() {
         let breakpoint = Breakpoint::from(rule.breakpoint);
         let path = |part: &str| format!("rules[{index}].{part}");
-        check_breakpoint::<FieldError>(breakpoint).map_err(|problem| field(path("breakpoint"), problem))?;
+        A::check(breakpoint).map_err(|problem| field(path("breakpoint"), problem))?;
         if before.is_some_and(|before| before >= breakpoint) {
             return Err(field(path("breakpoint"), FieldError::Order));
         }
@@ -106,20 +104,4 @@ pub(super) fn check(state: &GuestDebugState) -> Result<(), StateError> {
         }
     }
     if length > MAX_RULES_BYTES { Err(field("rules", FieldError::Bytecode { length })) } else { Ok(()) }
-}
-
-/// Whether there can be such a breakpoint.
-pub(crate) fn check_breakpoint<E>(breakpoint: Breakpoint) -> Result<(), E>
-where
-    E: From<DbgRegError> + From<WatchError>,
-{
-    match breakpoint {
-        Breakpoint::Hardware(Gva(address)) => drop(BreakpointSlot::new(address)?),
-        Breakpoint::Software(Gva(address)) if address % 4 != 0 => {
-            return Err(DbgRegError::Misaligned { address }.into());
-        }
-        Breakpoint::Software(_) => {}
-        Breakpoint::Watch { kind, address, length } => drop(watch::plan(kind, address.0, length)?),
-    }
-    Ok(())
 }

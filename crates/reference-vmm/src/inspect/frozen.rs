@@ -164,10 +164,10 @@ impl FrozenVcpu {
 
 impl DebugVcpu for FrozenVcpu {
     fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
-        let saved = self.registers.get(&reg).ok_or(VcpuError::NoSuchRegister(reg))?;
+        let saved = self.registers.get(&reg).ok_or(VcpuError::NoSuchRegister(reg.into()))?;
         let (expected, got) = (saved.len(), value.len());
         if expected != got {
-            return Err(VcpuError::RegisterSize { reg, expected, got });
+            return Err(VcpuError::RegisterSize { reg: reg.into(), expected, got });
         }
         value.copy_from_slice(saved);
         Ok(())

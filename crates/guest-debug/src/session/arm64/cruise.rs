@@ -6,11 +6,11 @@
 //! is read. A breakpoint on the vector tells when an instruction went there instead. Whatever is not plain ends the
 //! cruise first and takes the long way.
 
-use super::runner::{Entry, Goal, Mode, VcpuDebugger};
 use super::step::{Flight, MASK, in_vectors};
-use super::{DebugSession, SessionError};
 use crate::arm64::insn::{self, Insn};
 use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg, SysReg};
+use crate::session::runner::{Entry, Goal, Mode, VcpuDebugger};
+use crate::session::{DebugSession, SessionError};
 use crate::{DebugVcpu, Gva, VcpuId};
 use vm_memory::GuestAddress;
 
@@ -57,7 +57,7 @@ impl Cruise {
             _ => session.translate_by(vcpu_id, vcpu, Gva(page))?,
         };
         self.code = Some((page, base));
-        session.fetch_physical(GuestAddress(base.0 + offset + ahead))
+        session.fetch_word(GuestAddress(base.0 + offset + ahead))
     }
 
     fn is_last_on_page(&self) -> bool {
@@ -89,7 +89,7 @@ fn is_quick(word: u32) -> bool {
 impl VcpuDebugger {
     /// Programs the next step of a cruise. `None` when there is none, or none any more.
     pub(super) fn cruise_on(&mut self, vcpu: &dyn DebugVcpu) -> Result<Option<Entry>, SessionError> {
-        let Some(cruise) = &mut self.cruise else { return Ok(None) };
+        let Some(cruise) = &mut self.motion.cruise else { return Ok(None) };
         let word = cruise.fetch(&self.session, self.id, vcpu, 0).ok();
         let Some(word) = word.filter(|&word| is_plain(word)) else {
             let supposed = cruise.pc;
@@ -122,15 +122,15 @@ impl VcpuDebugger {
         let stops = [Some(vector), guarded.then_some(next)].into_iter().flatten().filter(|stop| *stop != pc);
         hw.breakpoints.extend(stops.filter_map(|stop| BreakpointSlot::new(stop).ok()));
         self.apply(vcpu, true, true, &hw)?;
-        self.flight = Some(flight);
+        self.motion.flight = Some(flight);
         Ok(Some(Entry::Run))
     }
 
     /// Lands a step that goes on to the next instruction whatever happens, without asking the vCPU.
     pub(super) fn quick_landing(&mut self) -> Option<u64> {
-        let flight = self.flight.take_if(|flight| flight.quick)?;
+        let flight = self.motion.flight.take_if(|flight| flight.quick)?;
         let next = flight.pc.wrapping_add(4);
-        if let Some(cruise) = &mut self.cruise {
+        if let Some(cruise) = &mut self.motion.cruise {
             cruise.pc = next;
         }
         Some(next)
@@ -138,7 +138,7 @@ impl VcpuDebugger {
 
     /// Lands a plain step at `pc` without a look at PSTATE. Answers false, with the cruise over, when it needs one.
     pub(super) fn cruise_lands(&mut self, flight: &Flight, pc: u64) -> bool {
-        let Some(cruise) = &mut self.cruise else { return false };
+        let Some(cruise) = &mut self.motion.cruise else { return false };
         let branched = matches!(flight.insn, Some(Insn::Branch(_)));
         // Behind an access, a second plain instruction may have executed; it may have branched too.
         if (branched || flight.accesses || pc == flight.pc.wrapping_add(4)) && !in_vectors(pc, cruise.vector) {
@@ -146,20 +146,20 @@ impl VcpuDebugger {
             cruise.verified = pc;
             return true;
         }
-        self.cruise = None;
+        self.motion.cruise = None;
         false
     }
 
     /// Ends a cruise that is cut short. An instruction of it may have gone elsewhere than was supposed.
     pub(super) fn halt_cruise(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
-        let Some(supposed) = self.cruise.as_ref().map(|cruise| cruise.pc) else { return Ok(()) };
+        let Some(supposed) = self.motion.cruise.as_ref().map(|cruise| cruise.pc) else { return Ok(()) };
         let pc = self.end_cruise(vcpu)?;
         if pc == supposed { Ok(()) } else { self.step_done(vcpu, pc) }
     }
 
     /// Gives the guest its own mask back, and answers where the vCPU really is.
     pub(super) fn end_cruise(&mut self, vcpu: &dyn DebugVcpu) -> Result<u64, SessionError> {
-        let Some(cruise) = self.cruise.take() else { return self.get(vcpu, Reg::Pc) };
+        let Some(cruise) = self.motion.cruise.take() else { return self.get(vcpu, Reg::Pc) };
         let pc = if cruise.verified == cruise.pc { cruise.pc } else { self.get(vcpu, Reg::Pc)? };
         let now = Pstate(self.get(vcpu, Reg::Pstate)?);
         let mut flight = Flight::single(cruise.pc, None, cruise.own);
