@@ -53,7 +53,7 @@ fn encode(criterion: &mut Criterion) {
         let breakpoints = (0..slots).map(|n| BreakpointSlot::new(TEXT + 4 * n).unwrap()).collect();
         let watch = |n| watch::plan(WatchKind::Write, TEXT + 64 * n, 8).unwrap();
         let hw = HwDebug { breakpoints, watchpoints: (0..slots).flat_map(watch).collect() };
-        let config = DebugConfig { enabled: true, single_step: false, hw };
+        let config = DebugConfig { enabled: true, single_step: false, block_interrupts: false, hw };
         group.bench_function(BenchmarkId::new("registers", slots), |bencher| {
             bencher.iter(|| GuestDebug::new(black_box(&config)));
         });

@@ -9,7 +9,7 @@ use crate::{arm64, x86_64};
 use std::fmt::{Debug, Display};
 use thiserror::Error;
 
-/// The architecture of a guest, [`Arm64`] so far. No other type can implement it.
+/// The architecture of a guest: [`Arm64`] or [`X86_64`]. No other type can implement it.
 ///
 /// [`crate::DebugSession`], [`crate::VcpuDebugger`], [`crate::VmHost`] and [`crate::DebugVcpu`] have one as their parameter;
 /// written without it they mean [`Arm64`].
@@ -20,6 +20,8 @@ pub trait Arch: Debugged<Self> + Copy + Debug + Default + Eq + Send + Sync + 'st
     type Hw: Clone + Debug + Default + Eq + Send + Sync;
     /// What the hypervisor says about a debug exit, undecoded.
     type Exit: Copy + Debug + Eq + Send;
+    /// An exception that the hypervisor is asked to give to the guest.
+    type Exception: Copy + Debug + Send;
     /// Where a guest-virtual address leads.
     type Translation: Copy + Debug + Eq;
 
@@ -69,14 +71,30 @@ impl From<x86_64::Reg> for AnyReg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Arm64;
 
+/// 64-bit x86 guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct X86_64;
+
 impl Arch for Arm64 {
     type Reg = arm64::Reg;
     type Hw = arm64::HwDebug;
     type Exit = crate::DebugExit;
+    type Exception = std::convert::Infallible;
     type Translation = arm64::translate::Translation;
 
     const ARCHITECTURE: Architecture = Architecture::Aarch64;
     const PC: Self::Reg = arm64::Reg::Pc;
+}
+
+impl Arch for X86_64 {
+    type Reg = x86_64::Reg;
+    type Hw = x86_64::HwDebug;
+    type Exit = x86_64::stop::DebugExitArch;
+    type Exception = x86_64::stop::Exception;
+    type Translation = x86_64::translate::Translation;
+
+    const ARCHITECTURE: Architecture = Architecture::X86_64;
+    const PC: Self::Reg = x86_64::Reg::Rip;
 }
 
 impl Register for arm64::Reg {

@@ -12,7 +12,7 @@
 //! * [`VcpuDebugger`] belongs to a vCPU's thread, and decides there whatever does not stop the VM.
 //! * [`agent`] evaluates conditions and messages of breakpoints: gdb's agent expressions.
 //! * [`arm64`] holds the pure parts: register codecs, syndromes, instruction decoding, translation tables.
-//! * [`x86_64`] is the beginning of the same for x86_64: codecs and paging. No session uses them yet.
+//! * [`x86_64`] is the same for x86_64 guests, whose sessions are `DebugSession<X86_64>`.
 //!
 //! # Example
 //!
@@ -145,7 +145,7 @@ pub mod uapi;
 mod vcpu;
 pub mod x86_64;
 
-pub use arch::{AnyReg, Arch, Arm64, PlaceError, Register};
+pub use arch::{AnyReg, Arch, Arm64, PlaceError, Register, X86_64};
 pub use ram::{GuestRam, RamError};
 pub use session::{
     BreakpointInfo, DebugSession, Entry, HitCounts, HitRule, Messages, Removed, Restore, RuleInfo, SavedState,

@@ -1,8 +1,10 @@
-//! The kernel's interface for guest debugging on arm64, typed: `arch/arm64/include/uapi/asm/kvm.h` and the common part
-//! in `include/uapi/linux/kvm.h`.
+//! The kernel's interface for guest debugging, typed: the common part of `include/uapi/linux/kvm.h`, and that of arm64 in
+//! `arch/arm64/include/uapi/asm/kvm.h`. What x86_64 has is in [`x86_64`].
 //!
 //! The types compile on every host, so that whoever sets and reads them can be tested there. Their layout is checked
 //! when the crate is compiled, on arm64 against kvm-bindings as well. `docs/abi.md` explains each field.
+
+pub mod x86_64;
 
 use crate::DebugConfig;
 use crate::arm64::HwDebug;
@@ -193,7 +195,9 @@ mod tests {
 
     #[test]
     fn control_flags_follow_the_settings() {
-        let config = |enabled, single_step, hw| GuestDebug::new(&DebugConfig { enabled, single_step, hw });
+        let config = |enabled, single_step, hw| {
+            GuestDebug::new(&DebugConfig { enabled, single_step, block_interrupts: false, hw })
+        };
         assert_eq!(config(false, true, armed(1)), GuestDebug::default(), "nothing is left of a disabled debugger");
         assert_eq!(config(true, false, HwDebug::none()).control, 0x1_0001);
         assert_eq!(config(true, true, HwDebug::none()).control, 0x1_0003);

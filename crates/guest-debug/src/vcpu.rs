@@ -59,6 +59,9 @@ pub struct DebugConfig<Hw = HwDebug> {
     pub enabled: bool,
     /// Return after one instruction.
     pub single_step: bool,
+    /// x86_64: no interrupt is delivered during the step. Asked for only where [`DebugCaps::control_flags`] has
+    /// `KVM_GUESTDBG_BLOCKIRQ`.
+    pub block_interrupts: bool,
     /// Hardware breakpoints and watchpoints.
     pub hw: Hw,
 }
@@ -66,7 +69,7 @@ pub struct DebugConfig<Hw = HwDebug> {
 impl<Hw: Default> DebugConfig<Hw> {
     /// Nothing armed, the guest has its debug exceptions to itself.
     pub fn disabled() -> Self {
-        Self { enabled: false, single_step: false, hw: Hw::default() }
+        Self { enabled: false, single_step: false, block_interrupts: false, hw: Hw::default() }
     }
 }
 
@@ -104,6 +107,13 @@ pub trait DebugVcpu<A: Arch = Arm64>: Send + Sync {
     fn set_reg(&self, reg: A::Reg, value: &[u8]) -> Result<(), VcpuError> {
         let _ = value;
         Err(VcpuError::NoSuchRegister(reg.into()))
+    }
+
+    /// Has the guest take an exception of its own at the next entry. Asked for only where the session can't give it to the
+    /// guest by writing registers, which it does on arm64.
+    fn inject(&self, exception: A::Exception) -> Result<(), VcpuError> {
+        let _ = exception;
+        Err(VcpuError::Unsupported("injecting exceptions"))
     }
 
     /// Every register that [`DebugVcpu::get_reg`] can read, in the hypervisor's order.

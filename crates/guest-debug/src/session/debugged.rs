@@ -49,6 +49,9 @@ pub trait Debugged<A: Arch>: Sized {
     /// The debug registers for breakpoints and watches that fit.
     fn hw(breakpoints: &[u64], watches: &[Self::WatchSlot]) -> A::Hw;
 
+    /// Whether the hypervisor can hold interrupts back during a step.
+    fn blocks_interrupts(caps: &DebugCaps) -> bool;
+
     /// How a vCPU translates.
     fn regime(vcpu: &dyn DebugVcpu<A>) -> Result<Self::Regime, VcpuError>;
 

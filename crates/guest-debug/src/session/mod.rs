@@ -30,6 +30,7 @@ mod save;
 mod software;
 mod step;
 mod table;
+mod x86_64;
 
 pub use debugged::Debugged;
 pub(crate) use debugged::Slots;

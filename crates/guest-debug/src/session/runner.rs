@@ -279,11 +279,17 @@ impl<A: Arch> VcpuDebugger<A> {
         if known.is_some_and(|c| !again && c.enabled == enabled && c.single_step == single_step && c.hw == *hw) {
             return Ok(());
         }
-        let config = DebugConfig { enabled, single_step, hw: hw.clone() };
+        let block_interrupts = single_step && A::blocks_interrupts(&self.session.caps);
+        let config = DebugConfig { enabled, single_step, block_interrupts, hw: hw.clone() };
         self.applied = None;
         vcpu.set_guest_debug(&config).map_err(|source| SessionError::Vcpu { vcpu: self.id, source })?;
         self.applied = Some(config);
         Ok(())
+    }
+
+    /// The debug registers that KVM was told of last.
+    pub(super) fn hw(&self) -> Option<&A::Hw> {
+        self.applied.as_ref().map(|config| &config.hw)
     }
 
     pub(super) fn get(&self, vcpu: &dyn DebugVcpu<A>, reg: A::Reg) -> Result<u64, SessionError> {

@@ -137,6 +137,10 @@ impl<A: Arch> SoftwareBreakpoints<A> {
     /// virtual address now. Answers whether `name` is one of ours.
     pub(super) fn adopt(&mut self, name: Gva, gpa: GuestAddress) -> bool {
         let Some(places) = self.by_name.get(&name) else { return false };
+        // The instruction below ours is a breakpoint of the guest's own, which ours has been lifted for.
+        if self.at(gpa.0).is_some_and(|planted| planted.original == A::BREAK) {
+            return false;
+        }
         let Some(original) = places.as_slice().iter().find_map(|&place| self.at(place)).map(|planted| planted.original)
         else {
             return false;

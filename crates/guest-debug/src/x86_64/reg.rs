@@ -82,6 +82,14 @@ pub enum Reg {
     Cr8,
     /// IA32_EFER.
     Efer,
+    /// Access rights of CS in the layout of the VMCS (SDM table 24-2): type in bits 3:0, DPL in 6:5, L and D in 13 and 14.
+    CsAr,
+    /// Linear address of the interrupt descriptor table.
+    IdtBase,
+    /// IA32_LSTAR, where SYSCALL goes to in 64-bit mode.
+    Lstar,
+    /// IA32_FMASK, the bits of RFLAGS that SYSCALL clears.
+    Fmask,
 }
 
 impl Reg {
@@ -158,6 +166,9 @@ impl Reg {
     /// `st0`.
     pub const SYSTEM: [Self; 7] = [Self::KGsBase, Self::Cr0, Self::Cr2, Self::Cr3, Self::Cr4, Self::Cr8, Self::Efer];
 
+    /// What a step has to know and neither gdb nor QEMU lists.
+    pub const HIDDEN: [Self; 4] = [Self::CsAr, Self::IdtBase, Self::Lstar, Self::Fmask];
+
     /// Length in bytes, as a target description with these registers gives it.
     pub const fn size(self) -> usize {
         match self {
@@ -214,6 +225,10 @@ impl fmt::Display for Reg {
             Self::Cr4 => "cr4",
             Self::Cr8 => "cr8",
             Self::Efer => "efer",
+            Self::CsAr => "cs_ar",
+            Self::IdtBase => "idt_base",
+            Self::Lstar => "lstar",
+            Self::Fmask => "fmask",
         })
     }
 }

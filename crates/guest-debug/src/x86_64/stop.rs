@@ -12,6 +12,18 @@ pub const DB_VECTOR: u32 = 1;
 /// Vector of the breakpoint exception, #BP.
 pub const BP_VECTOR: u32 = 3;
 
+/// An exception that is the guest's own, for its next entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exception {
+    /// #BP, for the INT3 that the vCPU is at.
+    Breakpoint,
+    /// #DB.
+    Debug {
+        /// What its handler finds in DR6.
+        dr6: u64,
+    },
+}
+
 /// A debug exit: the fields of the kernel's `struct kvm_debug_exit_arch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DebugExitArch {

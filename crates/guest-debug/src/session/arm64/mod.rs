@@ -75,6 +75,11 @@ impl Debugged<Self> for Arm64 {
         HwDebug { breakpoints, watchpoints: watches.to_vec() }
     }
 
+    /// Steps mask them.
+    fn blocks_interrupts(_: &DebugCaps) -> bool {
+        false
+    }
+
     fn regime(vcpu: &dyn DebugVcpu) -> Result<Regime, VcpuError> {
         let sys = |reg| vcpu.get_u64(Reg::Sys(reg));
         Ok(Regime {

@@ -1,0 +1,175 @@
+//! x86_64 guests: what their debug registers can do, how they translate, and where the parts of a vCPU's thread are.
+
+mod exit;
+mod step;
+
+use super::SessionError;
+use super::debugged::{Debugged, Slots};
+use super::runner::{Entry, VcpuDebugger};
+use crate::arch::{PlaceError, X86_64};
+use crate::uapi::x86_64::KVM_GUESTDBG_BLOCKIRQ;
+use crate::x86_64::dbgreg::SLOTS;
+use crate::x86_64::slot::{Condition, SlotError};
+use crate::x86_64::stop::DebugExitArch;
+use crate::x86_64::translate::{self, Paging, Translation};
+use crate::x86_64::{HwDebug, Reg, Slot, VaBits, insn, watch};
+use crate::{Breakpoint, DebugCaps, DebugVcpu, GuestRam, Gva, VcpuError, WatchKind};
+use step::Flight;
+use vm_memory::GuestAddress;
+
+/// Addresses are checked for the wider of the two: which one a guest has it decides when it boots. What is canonical in 57
+/// bits alone is never reached by one with 48.
+const VA: VaBits = VaBits::Bits57;
+
+/// MAXPHYADDR is in CPUID, which a vCPU is not asked for here. With the widest there is, entries whose reserved address bits
+/// are set lead nowhere, instead of being told to be reserved.
+const PHYSICAL_BITS: u8 = 52;
+
+/// Numbers of registers in expressions from here on are an index into [`MORE`], below one into [`Reg::CORE`].
+const FIRST_MORE: u16 = 0x8000;
+/// General registers, RIP, RFLAGS and selectors.
+const CORE: usize = 24;
+/// Registers that gdb has no core numbers for, in the order of their numbers.
+const MORE: [Reg; 9] =
+    [Reg::FsBase, Reg::GsBase, Reg::KGsBase, Reg::Cr0, Reg::Cr2, Reg::Cr3, Reg::Cr4, Reg::Cr8, Reg::Efer];
+
+/// The step that is under way.
+#[derive(Debug, Default)]
+pub struct Motion {
+    flight: Option<Flight>,
+}
+
+impl Debugged<Self> for X86_64 {
+    type Motion = Motion;
+    type WatchSlot = Slot;
+    type Code = [u8; 1];
+    type Regime = Paging;
+
+    /// INT3. A guest's own is the same byte.
+    const BREAK: [u8; 1] = [0xcc];
+    const BREAK_IS_OWN: bool = false;
+    const MAX_SLOTS: usize = SLOTS;
+    const WATCH_TRAPS: bool = true;
+    /// KVM gives the guest RFLAGS.TF when it is told to step, and takes it away with the next write of its registers.
+    const STEP_ENDS: bool = true;
+    const WAITS: &str = "HLT";
+
+    fn check(breakpoint: Breakpoint) -> Result<(), PlaceError> {
+        match breakpoint {
+            Breakpoint::Hardware(Gva(address)) | Breakpoint::Software(Gva(address)) => {
+                let _ = Slot::new(address, Condition::Execute, VA)?;
+            }
+            Breakpoint::Watch { kind, address, length } => drop(Self::watch_slots(kind, address.0, length)?),
+        }
+        Ok(())
+    }
+
+    fn watch_slots(kind: WatchKind, address: u64, length: u64) -> Result<Vec<Slot>, PlaceError> {
+        Ok(watch::plan(kind, address, length, VA, SLOTS)?.slots)
+    }
+
+    /// Breakpoints and watches share the slots.
+    fn free(caps: &DebugCaps, used: Slots) -> Slots {
+        let all = caps.hw_bps.max(caps.hw_wps).min(SLOTS).saturating_sub(used.breakpoints + used.watches);
+        Slots {
+            breakpoints: caps.hw_bps.saturating_sub(used.breakpoints).min(all),
+            watches: caps.hw_wps.saturating_sub(used.watches).min(all),
+        }
+    }
+
+    fn hw(breakpoints: &[u64], watches: &[Slot]) -> HwDebug {
+        let breakpoints = breakpoints.iter().filter_map(|address| Slot::new(*address, Condition::Execute, VA).ok());
+        let mut hw = HwDebug::default();
+        let slots = breakpoints.chain(watches.iter().copied());
+        hw.slots.iter_mut().zip(slots).for_each(|(to, slot)| *to = Some(slot));
+        hw
+    }
+
+    fn blocks_interrupts(caps: &DebugCaps) -> bool {
+        caps.control_flags & KVM_GUESTDBG_BLOCKIRQ != 0
+    }
+
+    fn regime(vcpu: &dyn DebugVcpu<Self>) -> Result<Paging, VcpuError> {
+        Ok(Paging {
+            cr0: vcpu.get_u64(Reg::Cr0)?,
+            cr3: vcpu.get_u64(Reg::Cr3)?,
+            cr4: vcpu.get_u64(Reg::Cr4)?,
+            efer: vcpu.get_u64(Reg::Efer)?,
+            physical_bits: PHYSICAL_BITS,
+        })
+    }
+
+    fn translate(paging: &Paging, address: u64, ram: &dyn GuestRam) -> Result<Translation, SessionError> {
+        Ok(translate::translate(paging, address, ram)?)
+    }
+
+    fn place(translation: &Translation) -> (u64, u64) {
+        (translation.gpa, translation.page_size)
+    }
+
+    fn expression_register(vcpu: &dyn DebugVcpu<Self>, number: u16) -> Option<Result<u64, VcpuError>> {
+        let reg = match number.checked_sub(FIRST_MORE) {
+            Some(more) => MORE.get(usize::from(more)),
+            None => Reg::CORE.iter().take(CORE).nth(number.into()),
+        };
+        reg.map(|reg| vcpu.get_u64(*reg))
+    }
+
+    fn may_wait(code: &[u8]) -> bool {
+        matches!(insn::decode(code, insn::CodeSize::Bits64), insn::Insn::Hlt { .. })
+    }
+
+    fn is_moving(motion: &Motion) -> bool {
+        motion.flight.is_some()
+    }
+
+    fn is_stepping(motion: &Motion) -> bool {
+        motion.flight.is_some()
+    }
+
+    fn forget(motion: &mut Motion) {
+        motion.flight = None;
+    }
+
+    fn begin(debugger: &mut VcpuDebugger<Self>, vcpu: &dyn DebugVcpu<Self>) -> Result<Entry, SessionError> {
+        debugger.begin(vcpu)
+    }
+
+    fn settle(debugger: &mut VcpuDebugger<Self>, vcpu: &dyn DebugVcpu<Self>) -> Result<(), SessionError> {
+        debugger.settle(vcpu)
+    }
+
+    fn after_io(debugger: &mut VcpuDebugger<Self>, vcpu: &dyn DebugVcpu<Self>) -> Result<(), SessionError> {
+        debugger.end_if_moved(vcpu)
+    }
+
+    fn on_debug_exit(
+        debugger: &mut VcpuDebugger<Self>,
+        vcpu: &dyn DebugVcpu<Self>,
+        exit: DebugExitArch,
+    ) -> Result<(), SessionError> {
+        debugger.decode(vcpu, exit)
+    }
+
+    /// Every step of a range is whole.
+    fn end_range(_: &mut VcpuDebugger<Self>, _: &dyn DebugVcpu<Self>, pc: u64) -> Result<u64, SessionError> {
+        Ok(pc)
+    }
+
+    /// A step does.
+    fn carry_out(
+        _: &VcpuDebugger<Self>,
+        _: &dyn DebugVcpu<Self>,
+        _: Gva,
+        _: GuestAddress,
+    ) -> Result<Option<u64>, SessionError> {
+        Ok(None)
+    }
+}
+
+/// As many slots as there are, the first ones first.
+fn fill(hw: &mut HwDebug, addresses: impl IntoIterator<Item = u64>) {
+    let slots = addresses.into_iter().map(|address| Slot::new(address, Condition::Execute, VA));
+    let slots = slots.filter_map(Result::<Slot, SlotError>::ok);
+    hw.slots.iter_mut().filter(|slot| slot.is_none()).zip(slots).for_each(|(free, slot)| *free = Some(slot));
+}

@@ -1,0 +1,509 @@
+//! A vCPU that interprets a handful of x86_64 instructions in 64-bit mode without paging, so that a session's logic can be
+//! tested on any host. It shows our idea of KVM; the KVM tests show KVM.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "test support")]
+
+use guest_debug::state::GuestDebugState;
+use guest_debug::x86_64::stop::{DebugExitArch, Exception};
+use guest_debug::x86_64::{Dr6, HwDebug, Reg, Slot};
+use guest_debug::{
+    Breakpoint, DebugCaps, DebugConfig, DebugSession, DebugVcpu, Entry, Gva, Restore, SessionError, StopEvent,
+    StopReason, VcpuDebugger, VcpuError, VcpuId, VcpuState, VmHost, Wait, WatchKind, X86_64,
+};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+pub const V0: VcpuId = VcpuId(0);
+pub const V1: VcpuId = VcpuId(1);
+
+/// Code; a stack that grows down from below the IDT; handlers, sixteen bytes each; what SYSCALL goes to.
+pub const RAM: u64 = 0x10_0000;
+pub const STACK: u64 = RAM + 0x7000;
+pub const IDT: u64 = RAM + 0x8000;
+pub const HANDLERS: u64 = RAM + 0x9000;
+pub const ENTRY: u64 = RAM + 0xa000;
+pub const DATA: u64 = RAM + 0xb000;
+const RAM_SIZE: usize = 1 << 16;
+
+pub const TF: u64 = 0x100;
+pub const IF: u64 = 0x200;
+/// What Linux has in IA32_FMASK, TF and IF among it.
+pub const FMASK: u64 = 0x4_7700;
+
+pub const NOP: &[u8] = &[0x90];
+pub const INT3: &[u8] = &[0xcc];
+pub const HLT: &[u8] = &[0xf4];
+pub const PUSHFQ: &[u8] = &[0x9c];
+pub const POPFQ: &[u8] = &[0x9d];
+pub const CLI: &[u8] = &[0xfa];
+pub const STI: &[u8] = &[0xfb];
+pub const IRETQ: &[u8] = &[0x48, 0xcf];
+pub const SYSCALL: &[u8] = &[0x0f, 0x05];
+/// INT 0x80
+pub const INT_80: &[u8] = &[0xcd, 0x80];
+/// INC RBX
+pub const COUNT: &[u8] = &[0x48, 0xff, 0xc3];
+/// MOV [RAX], RBX
+pub const STORE: &[u8] = &[0x48, 0x89, 0x18];
+/// MOV RCX, [RAX]
+pub const LOAD: &[u8] = &[0x48, 0x8b, 0x08];
+/// ADD RSP, 8
+const DROP: &[u8] = &[0x48, 0x83, 0xc4, 0x08];
+/// JMP to itself
+pub const SPIN: &[u8] = &[0xeb, 0xfe];
+
+/// JMP to `offset` bytes from its beginning.
+pub fn jump(offset: i8) -> Vec<u8> {
+    vec![0xeb, (offset - 2) as u8]
+}
+
+pub fn handler(vector: u8) -> u64 {
+    HANDLERS + u64::from(vector) * 16
+}
+
+pub fn hardware(address: u64) -> Breakpoint {
+    Breakpoint::Hardware(Gva(address))
+}
+
+pub fn software(address: u64) -> Breakpoint {
+    Breakpoint::Software(Gva(address))
+}
+
+pub fn watch(kind: WatchKind, address: u64, length: u64) -> Breakpoint {
+    Breakpoint::Watch { kind, address: Gva(address), length }
+}
+
+#[derive(Default)]
+struct State {
+    regs: BTreeMap<Reg, u64>,
+    config: DebugConfig<HwDebug>,
+    /// RFLAGS.TF, which KVM keeps out of what it tells.
+    tf: bool,
+    injected: Option<Exception>,
+}
+
+impl State {
+    fn get(&self, reg: Reg) -> u64 {
+        self.regs.get(&reg).copied().unwrap_or(0)
+    }
+
+    fn set(&mut self, reg: Reg, value: u64) {
+        self.regs.insert(reg, value);
+    }
+
+    fn rflags(&self) -> u64 {
+        self.get(Reg::Eflags) | if self.tf { TF } else { 0 }
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.tf = rflags & TF != 0;
+        self.set(Reg::Eflags, rflags & !TF);
+    }
+}
+
+pub struct FakeVcpu {
+    state: Mutex<State>,
+    ram: Arc<GuestMemoryMmap>,
+    kick: Mutex<bool>,
+    kicked: Condvar,
+    pub irq_pending: AtomicBool,
+    pub injections: Mutex<Vec<Exception>>,
+}
+
+enum Exit {
+    Debug(DebugExitArch),
+    Kicked,
+}
+
+impl FakeVcpu {
+    fn new(ram: Arc<GuestMemoryMmap>) -> Self {
+        let regs = [
+            (Reg::Rip, RAM),
+            (Reg::Rsp, STACK),
+            (Reg::Eflags, 2 | IF),
+            (Reg::Cs, 0x10),
+            (Reg::CsAr, 0xa09b),
+            (Reg::Cr0, 1),
+            (Reg::Efer, 0x501),
+            (Reg::IdtBase, IDT),
+            (Reg::Lstar, ENTRY),
+            (Reg::Fmask, FMASK),
+            (Reg::Rax, DATA),
+        ];
+        Self {
+            state: Mutex::new(State { regs: regs.into(), ..State::default() }),
+            ram,
+            kick: Mutex::new(false),
+            kicked: Condvar::new(),
+            irq_pending: AtomicBool::new(false),
+            injections: Mutex::default(),
+        }
+    }
+
+    pub fn config(&self) -> DebugConfig<HwDebug> {
+        self.state.lock().unwrap().config.clone()
+    }
+
+    /// Has the guest's own debugger step it.
+    pub fn trap_itself(&self) {
+        self.state.lock().unwrap().tf = true;
+    }
+
+    fn kick(&self) {
+        *self.kick.lock().unwrap() = true;
+        self.kicked.notify_all();
+    }
+
+    fn run(&self) -> Exit {
+        loop {
+            if std::mem::take(&mut *self.kick.lock().unwrap()) {
+                return Exit::Kicked;
+            }
+            if let Some(exit) = self.step() {
+                return exit;
+            }
+        }
+    }
+
+    fn step(&self) -> Option<Exit> {
+        let mut state = self.state.lock().unwrap();
+        let pc = state.get(Reg::Rip);
+        match state.injected.take() {
+            Some(Exception::Breakpoint) => return self.take(&mut state, 3, pc + 1),
+            Some(Exception::Debug { .. }) => return self.take(&mut state, 1, pc),
+            None => {}
+        }
+        let blocked = state.config.single_step && state.config.block_interrupts;
+        if self.irq_pending.load(Ordering::Relaxed) && state.get(Reg::Eflags) & IF != 0 && !blocked {
+            return self.take(&mut state, 0x20, pc);
+        }
+        // KVM writes DR7 for what the CPU has raised, and nothing where it emulates.
+        let debug = |pc, dr6| Some(Exit::Debug(DebugExitArch { exception: 1, pc, dr6: Dr6::ACTIVE_LOW | dr6, dr7: 0 }));
+        let slots = if state.config.enabled { state.config.hw.slots } else { [None; 4] };
+        let executes =
+            |slot: &Option<Slot>| slot.is_some_and(|slot| slot.watch_kind().is_none() && slot.address() == pc);
+        if let Some(n) = slots.iter().position(executes) {
+            return debug(pc, 1 << n);
+        }
+        let mut code = [0; 4];
+        self.ram.read_slice(&mut code, GuestAddress(pc)).unwrap();
+        let is = |insn: &[u8]| code.starts_with(insn);
+        let traps = state.tf;
+        let (rax, rbx, rsp) = (state.get(Reg::Rax), state.get(Reg::Rbx), state.get(Reg::Rsp));
+        let mut matched = 0;
+        let mut access = |write: bool| {
+            for (n, slot) in slots.iter().enumerate() {
+                let counts = |slot: &Slot| match slot.watch_kind() {
+                    Some(WatchKind::Write) => write,
+                    kind => kind.is_some(),
+                };
+                let overlaps = |slot: &Slot| *slot.covers().start() < rax + 8 && *slot.covers().end() >= rax;
+                if slot.as_ref().is_some_and(|slot| counts(slot) && overlaps(slot)) {
+                    matched |= 1 << n;
+                }
+            }
+        };
+        let length = match () {
+            () if is(NOP) => 1,
+            () if is(COUNT) => {
+                state.set(Reg::Rbx, rbx + 1);
+                COUNT.len()
+            }
+            () if is(DROP) => {
+                state.set(Reg::Rsp, rsp + 8);
+                DROP.len()
+            }
+            () if is(STORE) => {
+                self.ram.write_obj(rbx, GuestAddress(rax)).unwrap();
+                access(true);
+                STORE.len()
+            }
+            () if is(LOAD) => {
+                let Ok(value) = self.ram.read_obj(GuestAddress(rax)) else {
+                    return self.fault(&mut state, 14, pc);
+                };
+                state.set(Reg::Rcx, value);
+                access(false);
+                LOAD.len()
+            }
+            () if is(PUSHFQ) => {
+                self.ram.write_obj(state.rflags(), GuestAddress(rsp - 8)).unwrap();
+                state.set(Reg::Rsp, rsp - 8);
+                1
+            }
+            () if is(POPFQ) => {
+                let rflags = self.ram.read_obj(GuestAddress(rsp)).unwrap();
+                state.set_rflags(rflags);
+                state.set(Reg::Rsp, rsp + 8);
+                1
+            }
+            () if is(CLI) => {
+                let rflags = state.get(Reg::Eflags) & !IF;
+                state.set(Reg::Eflags, rflags);
+                1
+            }
+            () if is(STI) => {
+                let rflags = state.get(Reg::Eflags) | IF;
+                state.set(Reg::Eflags, rflags);
+                1
+            }
+            () if is(INT3) => {
+                if state.config.enabled {
+                    return Some(Exit::Debug(DebugExitArch { exception: 3, pc, dr6: 0, dr7: 0 }));
+                }
+                return self.take(&mut state, 3, pc + 1);
+            }
+            () if code[0] == 0xcd => return self.take(&mut state, code[1], pc + 2),
+            () if is(SYSCALL) => {
+                let rflags = state.rflags();
+                state.set(Reg::R(11), rflags);
+                state.set(Reg::Rcx, pc + 2);
+                let fmask = state.get(Reg::Fmask);
+                state.set_rflags(rflags & !fmask);
+                state.set(Reg::Rip, ENTRY);
+                return if state.tf { debug(ENTRY, 0x4000) } else { None };
+            }
+            () if is(IRETQ) => {
+                let frame: [u64; 5] =
+                    std::array::from_fn(|n| self.ram.read_obj(GuestAddress(rsp + 8 * n as u64)).unwrap());
+                state.set_rflags(frame[2]);
+                state.set(Reg::Rip, frame[0]);
+                state.set(Reg::Rsp, frame[3]);
+                return if traps { debug(frame[0], 0x4000) } else { None };
+            }
+            () if is(HLT) => {
+                drop(state);
+                let guard = self.kick.lock().unwrap();
+                drop(self.kicked.wait_while(guard, |kick| !*kick).unwrap());
+                return None;
+            }
+            () if code[0] == 0xeb => (2 + i64::from(code[1] as i8)) as usize,
+            () => panic!("the fake vCPU does not know {code:x?} at {pc:#x}"),
+        };
+        let next = pc.wrapping_add(length as u64);
+        state.set(Reg::Rip, next);
+        let dr6 = matched | if traps { 0x4000 } else { 0 };
+        if dr6 == 0 { None } else { debug(next, dr6) }
+    }
+
+    /// Goes to a handler, without an exit.
+    fn take(&self, state: &mut State, vector: u8, back: u64) -> Option<Exit> {
+        let rsp = state.get(Reg::Rsp);
+        let top = (rsp & !15) - 40;
+        let frame = [back, state.get(Reg::Cs), state.rflags(), rsp, 0];
+        for (n, value) in (0..).zip(frame) {
+            self.ram.write_obj(value, GuestAddress(top + 8 * n)).unwrap();
+        }
+        state.set(Reg::Rsp, top);
+        let rflags = state.get(Reg::Eflags) & !IF;
+        state.set_rflags(rflags);
+        state.set(Reg::Rip, handler(vector));
+        None
+    }
+
+    fn fault(&self, state: &mut State, vector: u8, pc: u64) -> Option<Exit> {
+        self.take(state, vector, pc);
+        let top = state.get(Reg::Rsp) - 8;
+        self.ram.write_obj(0u64, GuestAddress(top)).unwrap();
+        state.set(Reg::Rsp, top);
+        None
+    }
+}
+
+impl DebugVcpu<X86_64> for FakeVcpu {
+    fn set_guest_debug(&self, config: &DebugConfig<HwDebug>) -> Result<(), VcpuError> {
+        let mut state = self.state.lock().unwrap();
+        if state.config.single_step || config.single_step {
+            state.tf = config.single_step;
+        }
+        state.config = config.clone();
+        Ok(())
+    }
+
+    fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
+        let bytes = self.state.lock().unwrap().get(reg).to_le_bytes();
+        value.copy_from_slice(&bytes[..value.len()]);
+        Ok(())
+    }
+
+    fn set_reg(&self, reg: Reg, value: &[u8]) -> Result<(), VcpuError> {
+        let mut bytes = [0; 8];
+        bytes[..value.len()].copy_from_slice(value);
+        let mut state = self.state.lock().unwrap();
+        state.set(reg, u64::from_le_bytes(bytes));
+        // KVM writes all of them, RFLAGS without TF.
+        state.tf = false;
+        Ok(())
+    }
+
+    fn inject(&self, exception: Exception) -> Result<(), VcpuError> {
+        self.state.lock().unwrap().injected = Some(exception);
+        self.injections.lock().unwrap().push(exception);
+        Ok(())
+    }
+}
+
+/// A VM of fake vCPUs, their threads running.
+pub struct Vm {
+    pub session: Arc<DebugSession<X86_64>>,
+    pub vcpus: Vec<Arc<FakeVcpu>>,
+    pub ram: Arc<GuestMemoryMmap>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Host(Vec<Arc<FakeVcpu>>);
+
+impl VmHost<X86_64> for Host {
+    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu<X86_64>>> {
+        self.0.get(id.0 as usize).map(|vcpu| vcpu.clone() as _)
+    }
+
+    fn kick(&self, id: VcpuId) {
+        self.0[id.0 as usize].kick();
+    }
+}
+
+/// With `KVM_GUESTDBG_BLOCKIRQ`.
+pub const CAPS: DebugCaps = DebugCaps { guest_debug: true, hw_bps: 4, hw_wps: 4, control_flags: 0x1f_0003 };
+/// Linux before 5.16.
+pub const OLD: DebugCaps = DebugCaps { control_flags: 0, ..CAPS };
+
+impl Vm {
+    /// `count` vCPUs about to execute `code` at [`RAM`], attached to and stopped.
+    pub fn new(count: u32, caps: DebugCaps, code: &[&[u8]]) -> Self {
+        let ram = memory();
+        let vm_ram = Arc::new(ram.clone());
+        let session = DebugSession::new(count, caps, vm_ram, true).unwrap();
+        let vcpus: Vec<_> = (0..count).map(|_| Arc::new(FakeVcpu::new(ram.clone()))).collect();
+        session.set_host(Box::new(Host(vcpus.clone()))).unwrap();
+        let vm = Self { session, vcpus, ram, threads: Vec::new() };
+        vm.load(RAM, code);
+        vm.load(ENTRY, &[NOP, SPIN]);
+        for vector in 0..=255 {
+            vm.gate(vector);
+            let drops = if vector == 14 { DROP } else { NOP };
+            vm.load(handler(vector), &[drops, IRETQ]);
+        }
+        let vm = vm.run();
+        vm.session.attach().unwrap();
+        vm
+    }
+
+    /// A VM with the memory and registers that this one has now, and a session from `state`. Its threads do not run yet.
+    pub fn restored(&self, state: &GuestDebugState, caps: DebugCaps) -> Result<Self, SessionError> {
+        let ram = memory();
+        let mut image = vec![0; RAM_SIZE];
+        self.ram.read_slice(&mut image, GuestAddress(RAM)).unwrap();
+        ram.write_slice(&image, GuestAddress(RAM)).unwrap();
+        let vm_ram = Arc::new(ram.clone());
+        let session = DebugSession::from_state(state, self.vcpus.len() as u32, caps, vm_ram, Restore::Arm)?;
+        let moved = |source: &Arc<FakeVcpu>| {
+            let vcpu = FakeVcpu::new(ram.clone());
+            vcpu.state.lock().unwrap().regs = source.state.lock().unwrap().regs.clone();
+            Arc::new(vcpu)
+        };
+        let vcpus: Vec<_> = self.vcpus.iter().map(moved).collect();
+        session.set_host(Box::new(Host(vcpus.clone()))).unwrap();
+        Ok(Self { session, vcpus, ram, threads: Vec::new() })
+    }
+
+    /// Starts the threads.
+    pub fn run(mut self) -> Self {
+        for (id, vcpu) in (0..).map(VcpuId).zip(self.vcpus.clone()) {
+            let debugger = self.session.vcpu_thread(id).unwrap();
+            self.threads.push(std::thread::spawn(move || run(debugger, &vcpu)));
+        }
+        while self.session.vcpu_states().contains(&VcpuState::Offline) {
+            std::thread::yield_now();
+        }
+        self
+    }
+
+    /// An interrupt gate.
+    fn gate(&self, vector: u8) {
+        let at = handler(vector);
+        let low = at & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (at >> 16 & 0xffff) << 48;
+        self.ram.write_obj([low, at >> 32], GuestAddress(IDT + u64::from(vector) * 16)).unwrap();
+    }
+
+    pub fn load(&self, at: u64, code: &[&[u8]]) {
+        self.ram.write_slice(&code.concat(), GuestAddress(at)).unwrap();
+    }
+
+    pub fn byte(&self, at: u64) -> u8 {
+        self.ram.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    pub fn word(&self, at: u64) -> u64 {
+        self.ram.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    pub fn get(&self, reg: Reg) -> u64 {
+        self.vcpus[0].get_u64(reg).unwrap()
+    }
+
+    pub fn set(&self, reg: Reg, value: u64) {
+        self.vcpus[0].set_u64(reg, value).unwrap();
+    }
+
+    pub fn insert(&self, breakpoint: Breakpoint) {
+        self.session.insert(V0, breakpoint).unwrap();
+    }
+
+    /// Lets everything run, until something stops.
+    pub fn go(&self) -> StopReason {
+        self.session.resume(&[]).unwrap();
+        self.stop().reason
+    }
+
+    /// Steps vCPU 0 alone, and answers where it is then.
+    pub fn step(&self) -> u64 {
+        self.session.resume(&self.only(guest_debug::ResumeAction::Step)).unwrap();
+        assert_eq!(self.stop(), StopEvent { vcpu: V0, reason: StopReason::Step });
+        self.get(Reg::Rip)
+    }
+
+    pub fn only(&self, action: guest_debug::ResumeAction) -> Vec<(VcpuId, guest_debug::ResumeAction)> {
+        let others = (1..self.vcpus.len() as u32).map(|id| (VcpuId(id), guest_debug::ResumeAction::Stay));
+        std::iter::once((V0, action)).chain(others).collect()
+    }
+
+    /// The next stop, which must come.
+    pub fn stop(&self) -> StopEvent {
+        for _ in 0..10_000 {
+            if let Some(event) = self.session.take_stop().unwrap() {
+                return event;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("the VM did not stop");
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.session.close();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn memory() -> Arc<GuestMemoryMmap> {
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), RAM_SIZE)]).unwrap())
+}
+
+fn run(mut debugger: VcpuDebugger<X86_64>, vcpu: &FakeVcpu) {
+    while debugger.wait() == Wait::Run {
+        if debugger.before_run(vcpu).unwrap() == Entry::Again {
+            continue;
+        }
+        if let Exit::Debug(exit) = vcpu.run() {
+            debugger.on_debug_exit(vcpu, exit).unwrap();
+        }
+    }
+}
