@@ -6,7 +6,7 @@
 use gdbstub::arch::{Arch, RegId, Registers};
 use std::num::NonZeroUsize;
 
-/// arm64, its registers described at attach.
+/// Any of ours: 64-bit addresses, and registers that are described at attach.
 #[derive(Debug)]
 pub(crate) enum GuestArch {}
 

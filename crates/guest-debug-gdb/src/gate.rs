@@ -46,6 +46,8 @@ pub(crate) struct Selection {
     pub current: Tid,
     /// Whether thread ids carry a process id.
     pub multiprocess: bool,
+    /// The kind of breakpoint that there can be, of the guest's architecture.
+    pub breakpoint_kind: u64,
 }
 
 impl Selection {
@@ -77,7 +79,7 @@ pub(crate) fn check(body: &[u8], selection: &mut Selection) -> Verdict {
             Some(ThreadSelector::One(tid)) => forward(format!("T{:x}", tid.number()).as_bytes()),
             _ => refused(),
         },
-        (b'Z' | b'z', args) => breakpoint(*kind, args).unwrap_or_else(refused),
+        (b'Z' | b'z', args) => breakpoint(*kind, args, selection.breakpoint_kind).unwrap_or_else(refused),
         (b'c', []) => resume("c", selection),
         (b's', []) => resume("s", selection),
         (b'C', [_, _]) => resume("c", selection),
@@ -149,15 +151,14 @@ fn write_register(args: &[u8]) -> Option<Verdict> {
     Some(Verdict::Forward(body))
 }
 
-fn breakpoint(kind: u8, args: &[u8]) -> Option<Verdict> {
+fn breakpoint(kind: u8, args: &[u8], possible: u64) -> Option<Verdict> {
     let (class, rest) = split_once(args, b',')?;
     let (address, rest) = split_once(rest, b',')?;
     let (length, extension) = rest.split_at(rest.iter().position(|byte| *byte == b';').unwrap_or(rest.len()));
     let (address, length) = (number_of(address)?, number_of(length)?);
     let watch = |kind| Breakpoint::Watch { kind, address: Gva(address), length };
     let (digit, breakpoint) = match class {
-        // A64 instructions have four bytes; 2 and 3 would be Thumb.
-        b"0" | b"1" if length != 4 => return None,
+        b"0" | b"1" if length != possible => return None,
         b"0" => ('0', Breakpoint::Software(Gva(address))),
         b"1" => ('1', Breakpoint::Hardware(Gva(address))),
         b"2" => ('2', watch(WatchKind::Write)),

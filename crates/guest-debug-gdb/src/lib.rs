@@ -45,6 +45,7 @@ mod vm;
 mod vm_thread;
 
 pub use address::ListenAddress;
+pub use description::GdbArch;
 pub use error::{AddressError, ServerError};
 pub use listener::{Listener, SocketFile, Stream};
 pub use server::{GdbServer, ServerOptions, VanishPolicy};

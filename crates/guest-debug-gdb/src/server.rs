@@ -2,12 +2,14 @@
 
 use crate::address::ListenAddress;
 use crate::connection::{Connection, Gone};
+use crate::description::GdbArch;
 use crate::error::ServerError;
 use crate::listener::Listener;
 use crate::stub::{End, Stub};
 use crate::vm::{DebugVm, VmError};
 use std::collections::VecDeque;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -90,9 +92,10 @@ impl GdbServer {
     /// # Errors
     ///
     /// [`ServerError::Events`] if waiting for events fails. What a client or the VM does is never an error here.
-    pub fn run<V: DebugVm>(self, vm: V, shutdown: EventFd) -> Result<(), ServerError> {
+    pub fn run<A: GdbArch, V: DebugVm<A>>(self, vm: V, shutdown: EventFd) -> Result<(), ServerError> {
         let epoll = Epoll::new().map_err(events("epoll_create1"))?;
-        let mut running = Loop { epoll, options: &self.options, listener: &self.listener, vm: &vm };
+        let mut running =
+            Loop { architecture: PhantomData, epoll, options: &self.options, listener: &self.listener, vm: &vm };
         running.add(shutdown.as_raw_fd(), EventSet::IN, SHUTDOWN)?;
         running.add(self.listener.as_raw_fd(), EventSet::IN, LISTENER)?;
         // Edges, because the fd may stay readable for as long as nobody asks for the event behind it.
@@ -102,16 +105,16 @@ impl GdbServer {
 }
 
 /// A client, and its session once it has sent a packet.
-struct Client<'v, V: DebugVm> {
+struct Client<'v, A: GdbArch, V: DebugVm<A>> {
     connection: Connection,
-    stub: Option<Stub<'v, V>>,
+    stub: Option<Stub<'v, A, V>>,
     /// What the connection is registered for.
     interest: EventSet,
     /// What has come and waits for the client to take its answers.
     unread: VecDeque<u8>,
 }
 
-impl<V: DebugVm> Client<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> Client<'_, A, V> {
     /// Serves what has come, as long as there is room for answers: a few bytes may ask for many.
     fn serve(&mut self) -> Result<(), Farewell> {
         while let Some(stub) = &mut self.stub
@@ -136,7 +139,9 @@ impl<V: DebugVm> Client<'_, V> {
     }
 }
 
-struct Loop<'s, V> {
+struct Loop<'s, A, V> {
+    /// What `V` is a VM of.
+    architecture: PhantomData<A>,
     epoll: Epoll,
     options: &'s ServerOptions,
     listener: &'s Listener,
@@ -149,9 +154,9 @@ enum Farewell {
     Connection(Gone),
 }
 
-impl<'s, V: DebugVm> Loop<'s, V> {
+impl<'s, A: GdbArch, V: DebugVm<A>> Loop<'s, A, V> {
     fn serve(&mut self) -> Result<(), ServerError> {
-        let mut client: Option<Client<'s, V>> = None;
+        let mut client: Option<Client<'s, A, V>> = None;
         let mut accept_again: Option<Instant> = None;
         let mut ready = [EpollEvent::default(); 8];
         loop {
@@ -204,7 +209,7 @@ impl<'s, V: DebugVm> Loop<'s, V> {
     }
 
     /// Takes a connection, or refuses it if a client is attached. The inner error means that accepting must rest.
-    fn accept(&self, client: &mut Option<Client<'s, V>>) -> Result<Result<(), ()>, ServerError> {
+    fn accept(&self, client: &mut Option<Client<'s, A, V>>) -> Result<Result<(), ()>, ServerError> {
         match self.listener.accept() {
             Ok(None) => {}
             Ok(Some(_)) if client.as_ref().is_some_and(|client| client.stub.is_some()) => {
@@ -227,7 +232,7 @@ impl<'s, V: DebugVm> Loop<'s, V> {
         Ok(Ok(()))
     }
 
-    fn client_ready(&self, client: &mut Client<'s, V>, set: EventSet) -> Result<(), Farewell> {
+    fn client_ready(&self, client: &mut Client<'s, A, V>, set: EventSet) -> Result<(), Farewell> {
         if !client.interest.contains(EventSet::IN) {
             // Not reading, because the client does not either. If it is gone there is no point in waiting.
             let gone = set.intersects(EventSet::HANG_UP | EventSet::ERROR);
@@ -247,7 +252,7 @@ impl<'s, V: DebugVm> Loop<'s, V> {
         client.serve()
     }
 
-    fn vm_ready(client: &mut Client<'s, V>) -> Result<(), Farewell> {
+    fn vm_ready(client: &mut Client<'s, A, V>) -> Result<(), Farewell> {
         match &mut client.stub {
             Some(stub) => stub.vm_event(client.connection.outgoing()).map_err(Farewell::Session),
             None => Ok(()),
@@ -255,7 +260,7 @@ impl<'s, V: DebugVm> Loop<'s, V> {
     }
 
     /// Ends a session: the VM first, so that whoever reads the answer finds it done.
-    fn close(&self, client: Option<Client<'s, V>>, reason: &Farewell) {
+    fn close(&self, client: Option<Client<'s, A, V>>, reason: &Farewell) {
         let Some(mut client) = client else { return };
         let (text, vanished) = match reason {
             Farewell::Session(end) => (end.to_string(), false),
@@ -282,7 +287,7 @@ impl<'s, V: DebugVm> Loop<'s, V> {
         }
     }
 
-    fn update_interest(&self, client: &mut Client<'s, V>) -> Result<(), ServerError> {
+    fn update_interest(&self, client: &mut Client<'s, A, V>) -> Result<(), ServerError> {
         let mut wanted = EventSet::empty();
         if client.connection.accepts_input() {
             wanted |= EventSet::IN;

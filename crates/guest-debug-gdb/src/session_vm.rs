@@ -1,10 +1,9 @@
 //! [`DebugVm`] on top of a [`DebugSession`]: all that a VMM needs whose gdb thread can reach the session.
 
 use crate::vm::{DebugVm, InsertedBreakpoint, MemoryAddress, VmError, VmEvent};
-use guest_debug::arm64::Reg;
 use guest_debug::{
-    Breakpoint, DebugCaps, DebugSession, Gva, HitRule, Messages, Removed, ResumeAction, RuleInfo, SessionError,
-    StopEvent, VcpuError, VcpuId, VcpuState,
+    Arch, Arm64, Breakpoint, DebugCaps, DebugSession, Gva, HitRule, Messages, Removed, ResumeAction, RuleInfo,
+    SessionError, StopEvent, VcpuError, VcpuId, VcpuState,
 };
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,9 +38,8 @@ pub trait Monitor: Send + Sync {
 /// While the session is frozen, because the VM is being saved, what would change something waits for it.
 ///
 /// Cheap to clone; all clones are the same VM. Keep one to tell the client when the guest has ended.
-#[derive(Clone)]
-pub struct SessionVm {
-    session: Arc<DebugSession>,
+pub struct SessionVm<A: Arch = Arm64> {
+    session: Arc<DebugSession<A>>,
     /// Stop that a client left behind without having been told of it.
     left_behind: Arc<Mutex<Option<StopEvent>>>,
     /// Exit code plus one; 0 while the guest lives, [`MOVED`] when it lives elsewhere.
@@ -49,15 +47,22 @@ pub struct SessionVm {
     monitor: Option<Arc<dyn Monitor>>,
 }
 
-impl std::fmt::Debug for SessionVm {
+impl<A: Arch> Clone for SessionVm<A> {
+    fn clone(&self) -> Self {
+        let (session, left_behind) = (self.session.clone(), self.left_behind.clone());
+        Self { session, left_behind, ended: self.ended.clone(), monitor: self.monitor.clone() }
+    }
+}
+
+impl<A: Arch> std::fmt::Debug for SessionVm<A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SessionVm").field("session", &self.session).finish_non_exhaustive()
     }
 }
 
-impl SessionVm {
+impl<A: Arch> SessionVm<A> {
     /// The VM of this session.
-    pub fn new(session: Arc<DebugSession>) -> Self {
+    pub fn new(session: Arc<DebugSession<A>>) -> Self {
         Self { session, left_behind: Arc::default(), ended: Arc::default(), monitor: None }
     }
 
@@ -103,7 +108,7 @@ impl SessionVm {
     }
 }
 
-impl DebugVm for SessionVm {
+impl<A: Arch> DebugVm<A> for SessionVm<A> {
     fn vcpu_states(&self) -> Result<Vec<VcpuState>, VmError> {
         Ok(self.session.vcpu_states())
     }
@@ -192,10 +197,11 @@ impl DebugVm for SessionVm {
         let list = self.session.breakpoints().into_iter().map(|info| {
             let place = info.physical.map(|at| format!("physical {:#x}", at.0));
             let idle = (!info.armed).then(|| "waits for its code after a reboot".to_owned());
+            let widened = info.widened.then(|| "stops at writes too: this CPU can't watch reads alone".to_owned());
             InsertedBreakpoint {
                 breakpoint: info.breakpoint,
                 slots: info.slots,
-                note: place.into_iter().chain(idle).collect::<Vec<_>>().join(", "),
+                note: place.into_iter().chain(idle).chain(widened).collect::<Vec<_>>().join(", "),
             }
         });
         Ok(list.collect())
@@ -227,11 +233,11 @@ impl DebugVm for SessionVm {
         Ok(self.session.take_messages())
     }
 
-    fn registers(&self, vcpu: VcpuId) -> Result<Vec<Reg>, VmError> {
+    fn registers(&self, vcpu: VcpuId) -> Result<Vec<A::Reg>, VmError> {
         self.session.register_list(vcpu).map_err(translate_error)
     }
 
-    fn read_registers(&self, vcpu: VcpuId, regs: Vec<Reg>) -> Result<Vec<Option<Vec<u8>>>, VmError> {
+    fn read_registers(&self, vcpu: VcpuId, regs: Vec<A::Reg>) -> Result<Vec<Option<Vec<u8>>>, VmError> {
         let read = |reg| match self.session.read_register(vcpu, reg) {
             Ok(value) => Ok(Some(value)),
             // This register only; the others may be fine.
@@ -241,13 +247,13 @@ impl DebugVm for SessionVm {
         regs.into_iter().map(read).collect()
     }
 
-    fn write_registers(&self, vcpu: VcpuId, values: Vec<(Reg, Vec<u8>)>) -> Result<(), VmError> {
+    fn write_registers(&self, vcpu: VcpuId, values: Vec<(A::Reg, Vec<u8>)>) -> Result<(), VmError> {
         for (reg, value) in values {
             let written = self.waiting(PATIENCE, || match self.session.write_register(vcpu, reg, &value) {
                 Err(SessionError::Vcpu { source, .. }) => Ok(Err(source)),
                 result => result.map(Ok),
             })?;
-            written.map_err(|source| VmError::Register { reg, message: source.to_string() })?;
+            written.map_err(|source| VmError::Register { reg: reg.into(), message: source.to_string() })?;
         }
         Ok(())
     }
@@ -280,7 +286,7 @@ impl DebugVm for SessionVm {
 }
 
 /// Reads page by page, up to the first that is not RAM.
-fn read_physical(session: &DebugSession, address: GuestAddress, length: usize) -> Result<Vec<u8>, VmError> {
+fn read_physical<A: Arch>(session: &DebugSession<A>, address: GuestAddress, length: usize) -> Result<Vec<u8>, VmError> {
     let mut data = Vec::new();
     while data.len() < length {
         let Some(at) = address.0.checked_add(data.len() as u64) else { break };
@@ -302,9 +308,11 @@ fn translate_error(error: SessionError) -> VmError {
         SessionError::NoBreakpointSlot { .. } | SessionError::NoWatchpointSlot { .. } | SessionError::TooManyRules => {
             VmError::NoSlot(text)
         }
-        SessionError::Address(_) | SessionError::Watch(_) => VmError::BadBreakpoint(text),
+        SessionError::Address(_) | SessionError::Watch(_) | SessionError::X86Address(_) | SessionError::X86Watch(_) => {
+            VmError::BadBreakpoint(text)
+        }
         SessionError::NoSuchBreakpoint(address) => VmError::NoSuchBreakpoint(address),
-        SessionError::Translate(_) => VmError::Unmapped(text),
+        SessionError::Translate(_) | SessionError::X86Translate(_) => VmError::Unmapped(text),
         SessionError::Ram(error) => VmError::NotRam(GuestAddress(error.address)),
         SessionError::Unsupported(_) | SessionError::NoGuestDebug => VmError::Unsupported(text),
         SessionError::Vcpu { source: VcpuError::Unsupported(_), .. } => VmError::Unsupported(text),

@@ -1,6 +1,6 @@
 //! One client's session, without any I/O: bytes and VM events in, bytes out.
 
-use crate::description;
+use crate::description::GdbArch;
 use crate::frame::{Frame, FrameDecoder, encode, encode_hex, to_hex};
 use crate::gate::{self, Selection, Verdict};
 use crate::target::GuestTarget;
@@ -68,13 +68,13 @@ impl Connection for Replies {
     }
 }
 
-type Machine<'v, V> = GdbStubStateMachine<'static, GuestTarget<'v, V>, Replies>;
+type Machine<'v, A, V> = GdbStubStateMachine<'static, GuestTarget<'v, A, V>, Replies>;
 
 /// A client's session with an attached VM.
-pub(crate) struct Stub<'v, V: DebugVm> {
+pub(crate) struct Stub<'v, A: GdbArch, V: DebugVm<A>> {
     /// `None` once the session has ended.
-    machine: Option<Machine<'v, V>>,
-    target: GuestTarget<'v, V>,
+    machine: Option<Machine<'v, A, V>>,
+    target: GuestTarget<'v, A, V>,
     decoder: FrameDecoder,
     selection: Selection,
     acknowledge: bool,
@@ -88,7 +88,7 @@ pub(crate) struct Stub<'v, V: DebugVm> {
     last_reply: Vec<u8>,
 }
 
-impl<'v, V: DebugVm> Stub<'v, V> {
+impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
     /// A session with a VM that was just attached.
     pub(crate) fn new(vm: &'v V) -> Result<Self, End> {
         let mut target = GuestTarget::new(vm).map_err(|error| match error {
@@ -105,7 +105,12 @@ impl<'v, V: DebugVm> Stub<'v, V> {
         if let Some(event) = last_stop {
             target.client.current = Some(event.vcpu);
         }
-        let selection = Selection { resume: None, current: Tid::of(target.current()), multiprocess: false };
+        let selection = Selection {
+            resume: None,
+            current: Tid::of(target.current()),
+            multiprocess: false,
+            breakpoint_kind: A::BREAKPOINT_KIND,
+        };
         let machine = GdbStubBuilder::new(Replies::default())
             .packet_buffer_size(PACKET_SIZE)
             .build()
@@ -411,10 +416,10 @@ impl<'v, V: DebugVm> Stub<'v, V> {
     /// Sends a stop reply, with the registers that the client would ask for next.
     fn report(&mut self, reason: MultiThreadStopReason<u64>, out: &mut Vec<u8>) -> Result<(), End> {
         let vcpu = self.selection.current.vcpu();
-        let numbers = [description::FP, description::LR, description::SP, description::PC];
+        let numbers = A::EXPEDITED;
         let values = match reason {
             MultiThreadStopReason::Exited(_) => Vec::new(),
-            _ => self.target.read_some(vcpu, &numbers).unwrap_or_default(),
+            _ => self.target.read_some(vcpu, numbers).unwrap_or_default(),
         };
         let mark = out.len();
         self.step(out, |machine, target| match machine {
@@ -432,7 +437,7 @@ impl<'v, V: DebugVm> Stub<'v, V> {
     fn step(
         &mut self,
         out: &mut Vec<u8>,
-        run: impl FnOnce(Machine<'v, V>, &mut GuestTarget<'v, V>) -> StepResult<'v, V>,
+        run: impl FnOnce(Machine<'v, A, V>, &mut GuestTarget<'v, A, V>) -> StepResult<'v, A, V>,
     ) -> Result<(), End> {
         let machine = self.machine.take().ok_or(End::Detached)?;
         let mut machine = run(machine, &mut self.target)
@@ -518,7 +523,7 @@ fn append(more: &[u8], mark: usize, out: &mut Vec<u8>) {
     }
 }
 
-type StepResult<'v, V> = Result<Machine<'v, V>, gdbstub::stub::GdbStubError<VmError, Infallible>>;
+type StepResult<'v, A, V> = Result<Machine<'v, A, V>, gdbstub::stub::GdbStubError<VmError, Infallible>>;
 
 fn stop_reason(event: StopEvent) -> MultiThreadStopReason<u64> {
     let tid = Tid::of(event.vcpu).to_gdbstub();

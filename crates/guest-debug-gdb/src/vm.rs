@@ -1,8 +1,8 @@
 //! What a VMM hands to the server.
 
-use guest_debug::arm64::Reg;
 use guest_debug::{
-    Breakpoint, DebugCaps, Gva, HitRule, Messages, ResumeAction, RuleInfo, StopEvent, VcpuId, VcpuState,
+    AnyReg, Arch, Arm64, Breakpoint, DebugCaps, Gva, HitRule, Messages, ResumeAction, RuleInfo, StopEvent, VcpuId,
+    VcpuState,
 };
 use thiserror::Error;
 use vm_memory::GuestAddress;
@@ -37,7 +37,7 @@ pub enum VmError {
     #[error("register {reg}: {message}")]
     Register {
         /// The register.
-        reg: Reg,
+        reg: AnyReg,
         /// What the hypervisor answered.
         message: String,
     },
@@ -122,7 +122,7 @@ pub struct InsertedBreakpoint {
 ///
 /// Every call answers a [`VmError`] and leaves the guest as it was. The server tells the client and goes on,
 /// except for [`VmError::Gone`], which ends the connection.
-pub trait DebugVm {
+pub trait DebugVm<A: Arch = Arm64> {
     /// The state of every vCPU, in the order of their numbers.
     fn vcpu_states(&self) -> Result<Vec<VcpuState>, VmError>;
 
@@ -196,14 +196,14 @@ pub trait DebugVm {
     }
 
     /// The registers that the vCPU has.
-    fn registers(&self, vcpu: VcpuId) -> Result<Vec<Reg>, VmError>;
+    fn registers(&self, vcpu: VcpuId) -> Result<Vec<A::Reg>, VmError>;
 
-    /// Reads registers, each little-endian and [`Reg::size`] bytes long, in the order asked for; `None` for one
+    /// Reads registers, each little-endian and [`guest_debug::Register::size`] bytes long, in the order asked for; `None` for one
     /// that can't be read.
-    fn read_registers(&self, vcpu: VcpuId, regs: Vec<Reg>) -> Result<Vec<Option<Vec<u8>>>, VmError>;
+    fn read_registers(&self, vcpu: VcpuId, regs: Vec<A::Reg>) -> Result<Vec<Option<Vec<u8>>>, VmError>;
 
     /// Writes registers, in this order; stops at the first that fails.
-    fn write_registers(&self, vcpu: VcpuId, values: Vec<(Reg, Vec<u8>)>) -> Result<(), VmError>;
+    fn write_registers(&self, vcpu: VcpuId, values: Vec<(A::Reg, Vec<u8>)>) -> Result<(), VmError>;
 
     /// Reads up to `length` bytes: fewer if a later page is not readable, an error if the first byte is not.
     /// Breakpoint instructions of the debugger don't show.

@@ -153,6 +153,7 @@ fn an_access_watch_tells_loads_too_and_a_read_watch_is_one() {
     for kind in [WatchKind::Access, WatchKind::Read] {
         let vm = Vm::new(1, CAPS, &[STORE, LOAD, SPIN]);
         vm.insert(watch(kind, DATA, 8));
+        assert_eq!(vm.session.breakpoints()[0].widened, kind == WatchKind::Read);
         for pc in [RAM + 3, RAM + 6] {
             assert_eq!(vm.go(), StopReason::Watchpoint { kind, address: Gva(DATA) });
             assert_eq!(vm.get(Reg::Rip), pc);

@@ -1,95 +1,116 @@
 //! The target description: which registers the client sees, under which number, and where their bytes are.
 //!
 //! It is made at attach from what the vCPU reports, so that a client is never offered a register that the host
-//! does not have. Features and register names are those that gdb documents ("AArch64 Features" in appendix G of
-//! its manual).
+//! does not have. Features and register names are those that gdb documents (appendix G of its manual).
 
-mod features;
-mod pauth;
-mod sysreg_names;
-mod vectors;
+mod arm64;
+mod x86_64;
 
 use crate::vm::VmError;
-use guest_debug::arm64::{Pstate, Reg, SysReg};
+use guest_debug::{Arch, Register as _};
 use std::collections::BTreeMap;
-
-/// Number of the stack pointer.
-pub(crate) const SP: usize = 31;
-/// Number of the program counter.
-pub(crate) const PC: usize = 32;
-/// Number of the frame pointer, X29.
-pub(crate) const FP: usize = 29;
-/// Number of x30, the link register.
-pub(crate) const LR: usize = 30;
+use std::fmt::Debug;
 
 /// Values of vCPU registers, as the VM gave them.
-pub(crate) type Values = BTreeMap<Reg, Vec<u8>>;
+pub(crate) type Values<A> = BTreeMap<<A as Arch>::Reg, Vec<u8>>;
+
+/// An architecture whose guests gdb can debug: [`guest_debug::Arm64`] or [`guest_debug::X86_64`].
+pub trait GdbArch: Described<Self> + Arch {}
+
+impl<A: Described<A> + Arch> GdbArch for A {}
+
+/// What the server has to know of an architecture.
+pub trait Described<A: Arch>: Sized {
+    /// What of a description is no register of the vCPU.
+    type Special: Copy + Debug + Eq;
+
+    /// Registers that a client asks for at every stop: frame pointer, link register if there is one, stack pointer, program
+    /// counter.
+    const EXPEDITED: &[usize];
+    /// The registers whose values [`Self::describe`] looks at.
+    const IDENTITY: &[A::Reg];
+    /// Those that [`Self::state`] looks at.
+    const STATE: &[A::Reg];
+    /// The only kind of breakpoint in `Z0` and `Z1`, which is the length of a breakpoint instruction.
+    const BREAKPOINT_KIND: u64;
+    /// For lldb. No operating system: the guest's is its own business, and lldb would look for a dynamic linker.
+    const TRIPLE: &str;
+
+    /// The registers of a vCPU that can't list them.
+    fn least() -> Vec<A::Reg>;
+
+    /// Describes a vCPU that has these registers, with the values that don't change while it exists.
+    fn describe(regs: &[A::Reg], values: &Values<A>) -> Description<A>
+    where
+        A: GdbArch;
+
+    /// What mode a vCPU is in, for a person.
+    fn state(values: &Values<A>) -> Option<String>;
+
+    /// The session's number of a register for expressions, if they can read it.
+    fn expression_number(source: Source<A>) -> Option<u16>
+    where
+        A: GdbArch;
+
+    /// The vCPU registers that reading it needs.
+    fn reads(special: Self::Special) -> Vec<A::Reg>;
+
+    /// Its bytes, if the values it needs are there.
+    fn compose(special: Self::Special, values: &Values<A>) -> Option<Vec<u8>>;
+
+    /// The vCPU registers that must be read before it is written.
+    fn reads_for_write(special: Self::Special) -> Vec<A::Reg>;
+
+    /// The vCPU register that is meant when it is written. `None` if it can't be.
+    fn target(special: Self::Special, values: &Values<A>) -> Option<Result<A::Reg, Missing>>;
+}
+
+/// A register that another one depends on can't be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing;
 
 /// Where the bytes of a described register come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Source {
+pub enum Source<A: GdbArch> {
     /// The first bytes of a vCPU register; the rest of it is left alone by writes.
-    Register(Reg),
-    /// The stack pointer that the current exception level uses.
-    StackPointer,
+    Register(A::Reg),
     /// A constant that can't be written.
     Constant(u64),
-    /// Bits of a pointer that hold an authentication code.
-    PauthMask(pauth::Mask),
+    /// Something that depends on other registers.
+    Special(A::Special),
 }
 
 /// A described register.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry<A: GdbArch> {
     /// The client's name for it.
-    pub name: String,
+    pub(crate) name: String,
     /// Its length in bytes.
-    pub size: usize,
+    pub(crate) size: usize,
     /// Where it comes from.
-    pub source: Source,
+    pub(crate) source: Source<A>,
 }
 
 /// All described registers; a register's number is its index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Description {
-    entries: Vec<Entry>,
+pub struct Description<A: GdbArch> {
+    entries: Vec<Entry<A>>,
     general: usize,
     xml: String,
 }
 
-impl Description {
-    /// Describes a vCPU that has these registers, with the values that don't change while it exists: the
-    /// identification registers and the vector lengths.
-    pub(crate) fn new(regs: &[Reg], values: &Values) -> Self {
-        let mut builder = Builder::default();
-        features::core(&mut builder);
-        let general = if regs.contains(&Reg::Z(0)) {
-            vectors::sve(&mut builder, vectors::vector_length(values))
-        } else if regs.contains(&Reg::V(0)) {
-            vectors::fpu(&mut builder)
-        } else {
-            builder.entries.len()
-        };
-        if pauth::has_address_authentication(values) && regs.contains(&Reg::Sys(SysReg::TCR_EL1)) {
-            pauth::feature(&mut builder);
-        }
-        if regs.contains(&Reg::Sys(SysReg::TPIDR_EL0)) {
-            features::tls(&mut builder);
-        }
-        features::system(&mut builder, regs);
+impl<A: GdbArch> Description<A> {
+    /// `architecture` is gdb's name of it, `general` the number of registers in the `g` packet.
+    fn new(architecture: &str, general: usize, builder: Builder<A>) -> Self {
         // Without an OS ABI gdb takes the target for a Linux process, and looks for the frame of a signal handler at every stop:
         // six reads of memory, each a round trip. A file that says which ABI it is for has precedence.
         let xml = format!(
             "<?xml version=\"1.0\"?>\n<!DOCTYPE target SYSTEM \"gdb-target.dtd\">\n<target version=\"1.0\">\n\
-             <architecture>aarch64</architecture>\n<osabi>none</osabi>\n{}</target>\n",
+             <architecture>{architecture}</architecture>\n<osabi>none</osabi>\n{}</target>\n",
             builder.xml
         );
         Self { entries: builder.entries, general, xml }
     }
-
-    /// The registers whose values [`Self::new`] looks at.
-    pub(crate) const IDENTITY: [Reg; 3] =
-        [Reg::SveVls, Reg::Sys(SysReg::ID_AA64ISAR1_EL1), Reg::Sys(SysReg::ID_AA64ISAR2_EL1)];
 
     /// target.xml.
     pub(crate) fn xml(&self) -> &str {
@@ -97,7 +118,7 @@ impl Description {
     }
 
     /// The register of that number.
-    pub(crate) fn entry(&self, number: usize) -> Option<&Entry> {
+    pub(crate) fn entry(&self, number: usize) -> Option<&Entry<A>> {
         self.entries.get(number)
     }
 
@@ -107,43 +128,35 @@ impl Description {
     }
 
     /// The registers of the `g` packet.
-    pub(crate) fn general(&self) -> &[Entry] {
+    pub(crate) fn general(&self) -> &[Entry<A>] {
         self.entries.get(..self.general).unwrap_or_default()
     }
 }
 
-impl Entry {
+impl<A: GdbArch> Entry<A> {
     /// The vCPU registers that reading this one needs.
-    pub(crate) fn reads(&self) -> Vec<Reg> {
+    pub(crate) fn reads(&self) -> Vec<A::Reg> {
         match self.source {
             Source::Register(reg) => vec![reg],
-            Source::StackPointer => vec![Reg::Pstate, Reg::SpEl0, Reg::SpEl1],
             Source::Constant(_) => Vec::new(),
-            Source::PauthMask(_) => vec![Reg::Sys(SysReg::TCR_EL1)],
+            Source::Special(special) => A::reads(special),
         }
     }
 
     /// The register's bytes, if the values it needs are there.
-    pub(crate) fn compose(&self, values: &Values) -> Option<Vec<u8>> {
+    pub(crate) fn compose(&self, values: &Values<A>) -> Option<Vec<u8>> {
         match self.source {
             Source::Register(reg) => values.get(&reg)?.get(..self.size).map(<[u8]>::to_vec),
-            Source::StackPointer => {
-                let pstate = Pstate(to_u64(values.get(&Reg::Pstate)?)?);
-                values.get(&stack_pointer(pstate)).cloned()
-            }
             Source::Constant(value) => Some(value.to_le_bytes().to_vec()),
-            Source::PauthMask(mask) => {
-                let tcr = to_u64(values.get(&Reg::Sys(SysReg::TCR_EL1))?)?;
-                Some(mask.bits(tcr).to_le_bytes().to_vec())
-            }
+            Source::Special(special) => A::compose(special, values),
         }
     }
 
     /// The vCPU registers that must be read before this one is written.
-    pub(crate) fn reads_for_write(&self) -> Vec<Reg> {
+    pub(crate) fn reads_for_write(&self) -> Vec<A::Reg> {
         match self.source {
             Source::Register(reg) if reg.size() != self.size => vec![reg],
-            Source::StackPointer => vec![Reg::Pstate],
+            Source::Special(special) => A::reads_for_write(special),
             _ => Vec::new(),
         }
     }
@@ -153,12 +166,13 @@ impl Entry {
     /// # Errors
     ///
     /// [`VmError::Unsupported`] for a register that can't be written, [`VmError::Other`] for a wrong length.
-    pub(crate) fn decompose(&self, bytes: &[u8], values: &Values) -> Result<(Reg, Vec<u8>), VmError> {
+    pub(crate) fn decompose(&self, bytes: &[u8], values: &Values<A>) -> Result<(A::Reg, Vec<u8>), VmError> {
         if bytes.len() != self.size {
             let message = format!("{} has {} bytes, the client sent {}", self.name, self.size, bytes.len());
             return Err(VmError::Other(message));
         }
         let missing = || VmError::Other(format!("{}: a register that it depends on can't be read", self.name));
+        let fixed = || VmError::Unsupported(format!("{} can't be written", self.name));
         match self.source {
             Source::Register(reg) if reg.size() == self.size => Ok((reg, bytes.to_vec())),
             Source::Register(reg) => {
@@ -166,20 +180,13 @@ impl Entry {
                 value.get_mut(..self.size).ok_or_else(missing)?.copy_from_slice(bytes);
                 Ok((reg, value))
             }
-            Source::StackPointer => {
-                let pstate = values.get(&Reg::Pstate).and_then(|bytes| to_u64(bytes)).ok_or_else(missing)?;
-                Ok((stack_pointer(Pstate(pstate)), bytes.to_vec()))
-            }
-            Source::Constant(_) | Source::PauthMask(_) => {
-                Err(VmError::Unsupported(format!("{} can't be written", self.name)))
-            }
+            Source::Constant(_) => Err(fixed()),
+            Source::Special(special) => match A::target(special, values) {
+                Some(reg) => Ok((reg.map_err(|Missing| missing())?, bytes.to_vec())),
+                None => Err(fixed()),
+            },
         }
     }
-}
-
-/// The register that SP means (Arm ARM, D1.4.2): SP_EL0 at EL0 and wherever PSTATE.SP is 0.
-fn stack_pointer(pstate: Pstate) -> Reg {
-    if pstate.el() == 0 || !pstate.sp_sel() { Reg::SpEl0 } else { Reg::SpEl1 }
 }
 
 fn to_u64(bytes: &[u8]) -> Option<u64> {
@@ -187,13 +194,19 @@ fn to_u64(bytes: &[u8]) -> Option<u64> {
 }
 
 /// Collects entries and the XML that describes them.
-#[derive(Debug, Default)]
-struct Builder {
-    entries: Vec<Entry>,
+#[derive(Debug)]
+struct Builder<A: GdbArch> {
+    entries: Vec<Entry<A>>,
     xml: String,
 }
 
-impl Builder {
+impl<A: GdbArch> Default for Builder<A> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), xml: String::new() }
+    }
+}
+
+impl<A: GdbArch> Builder<A> {
     fn open(&mut self, feature: &str) {
         self.line(&format!("<feature name=\"{feature}\">"));
     }
@@ -208,12 +221,9 @@ impl Builder {
     }
 
     /// Adds a register; `attributes` is what comes after its size.
-    fn register(&mut self, name: impl Into<String>, size: usize, source: Source, attributes: &str) {
+    fn register(&mut self, name: impl Into<String>, size: usize, source: Source<A>, attributes: &str) {
         let (name, number, bits) = (name.into(), self.entries.len(), 8 * size);
         self.line(&format!("<reg name=\"{name}\" bitsize=\"{bits}\" regnum=\"{number}\" {attributes}/>"));
         self.entries.push(Entry { name, size, source });
     }
 }
-
-#[cfg(test)]
-mod tests;

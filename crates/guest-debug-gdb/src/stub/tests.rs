@@ -46,13 +46,13 @@ const PREFIXES: [&str; 34] = [
     "QStartNoAckMode",
 ];
 
-fn attached(vm: &MockVm) -> Stub<'_, MockVm> {
+fn attached(vm: &MockVm) -> Stub<'_, guest_debug::Arm64, MockVm> {
     vm.attach().unwrap();
     Stub::new(vm).unwrap()
 }
 
 /// One whose client has let the guest run.
-fn running(vm: &MockVm) -> Stub<'_, MockVm> {
+fn running(vm: &MockVm) -> Stub<'_, guest_debug::Arm64, MockVm> {
     let mut stub = attached(vm);
     let mut packet = Vec::new();
     encode(b"vCont;c", &mut packet);

@@ -1,6 +1,7 @@
 //! `Z` and `z`.
 
 use super::GuestTarget;
+use crate::description::GdbArch;
 use crate::vm::{DebugVm, VmError};
 use gdbstub::target::ext::breakpoints::{
     Breakpoints, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps, SwBreakpoint, SwBreakpointOps, WatchKind,
@@ -8,7 +9,7 @@ use gdbstub::target::ext::breakpoints::{
 use gdbstub::target::{TargetError, TargetResult};
 use guest_debug::{Breakpoint, Gva};
 
-impl<V: DebugVm> GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> GuestTarget<'_, A, V> {
     fn insert(&mut self, breakpoint: Breakpoint) -> Result<bool, TargetError<VmError>> {
         match self.vm.insert(self.current(), breakpoint) {
             Ok(()) => {
@@ -32,7 +33,7 @@ impl<V: DebugVm> GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> Breakpoints for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> Breakpoints for GuestTarget<'_, A, V> {
     fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
         Some(self)
     }
@@ -46,7 +47,7 @@ impl<V: DebugVm> Breakpoints for GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> SwBreakpoint for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> SwBreakpoint for GuestTarget<'_, A, V> {
     fn add_sw_breakpoint(&mut self, addr: u64, _: usize) -> TargetResult<bool, Self> {
         self.insert(Breakpoint::Software(Gva(addr)))
     }
@@ -56,7 +57,7 @@ impl<V: DebugVm> SwBreakpoint for GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> HwBreakpoint for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> HwBreakpoint for GuestTarget<'_, A, V> {
     fn add_hw_breakpoint(&mut self, addr: u64, _: usize) -> TargetResult<bool, Self> {
         self.insert(Breakpoint::Hardware(Gva(addr)))
     }
@@ -66,7 +67,7 @@ impl<V: DebugVm> HwBreakpoint for GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> HwWatchpoint for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> HwWatchpoint for GuestTarget<'_, A, V> {
     fn add_hw_watchpoint(&mut self, addr: u64, len: u64, kind: WatchKind) -> TargetResult<bool, Self> {
         self.insert(watch(addr, len, kind))
     }

@@ -1,11 +1,12 @@
 //! Memory packets.
 
 use super::GuestTarget;
+use crate::description::GdbArch;
 use crate::vm::{DebugVm, MemoryAddress, VmError};
 use guest_debug::{Gva, VcpuId};
 use vm_memory::GuestAddress;
 
-impl<V: DebugVm> GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> GuestTarget<'_, A, V> {
     /// Reads what is readable from `address` on: a byte at least.
     pub(crate) fn read(&self, vcpu: VcpuId, address: u64, length: usize) -> Result<Vec<u8>, VmError> {
         let length = within_address_space(address, length);

@@ -12,7 +12,7 @@ mod thread_list;
 mod threads;
 
 use crate::arch::GuestArch;
-use crate::description::{Description, Values};
+use crate::description::{Description, GdbArch, Values};
 use crate::vm::{DebugVm, VmError};
 use crate::vm_thread::Tid;
 use gdbstub::target::ext::base::BaseOps;
@@ -22,7 +22,6 @@ use gdbstub::target::ext::monitor_cmd::MonitorCmdOps;
 use gdbstub::target::ext::process_info::ProcessInfoOps;
 use gdbstub::target::ext::target_description_xml_override::TargetDescriptionXmlOverrideOps;
 use gdbstub::target::{Target, TargetError};
-use guest_debug::arm64::Reg;
 use guest_debug::{Breakpoint, ResumeAction, StopReason, VcpuId, VcpuState};
 use std::collections::HashSet;
 
@@ -68,13 +67,13 @@ impl ClientState {
 
 /// A VM with a client attached.
 #[derive(Debug)]
-pub(crate) struct GuestTarget<'v, V> {
+pub(crate) struct GuestTarget<'v, A: GdbArch, V> {
     pub vm: &'v V,
-    pub description: Description,
+    pub description: Description<A>,
     pub client: ClientState,
 }
 
-impl<'v, V: DebugVm> GuestTarget<'v, V> {
+impl<'v, A: GdbArch, V: DebugVm<A>> GuestTarget<'v, A, V> {
     /// Describes a VM that is attached and stopped.
     pub(crate) fn new(vm: &'v V) -> Result<Self, VmError> {
         let states = vm.vcpu_states()?;
@@ -83,24 +82,22 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
         let vcpu = VcpuId(u32::try_from(vcpu).unwrap_or(0));
         let regs = match vm.registers(vcpu) {
             // A hypervisor that can't list its registers has these at least.
-            Err(VmError::Unsupported(_)) => {
-                (0..31).map(Reg::X).chain([Reg::SpEl0, Reg::SpEl1, Reg::Pc, Reg::Pstate]).collect()
-            }
+            Err(VmError::Unsupported(_)) => A::least(),
             regs => regs?,
         };
         let values = vm.read_registers(vcpu, regs.clone())?;
         // A register that is listed and can't be read would end every listing of its group with an error.
-        let readable: Vec<Reg> =
+        let readable: Vec<A::Reg> =
             regs.iter().zip(&values).filter(|(_, value)| value.is_some()).map(|(reg, _)| *reg).collect();
-        let identity: Values = regs
+        let identity: Values<A> = regs
             .iter()
             .zip(values)
             .filter_map(|(reg, value)| Some((*reg, value?)))
-            .filter(|(reg, _)| Description::IDENTITY.contains(reg))
+            .filter(|(reg, _)| A::IDENTITY.contains(reg))
             .collect();
         let ruled = vm.rules()?.into_iter().map(|info| info.breakpoint).collect();
         let client = ClientState { current: Some(vcpu), ruled, ..ClientState::default() };
-        Ok(Self { vm, description: Description::new(&readable, &identity), client })
+        Ok(Self { vm, description: A::describe(&readable, &identity), client })
     }
 
     /// The vCPU of the current thread.
@@ -115,9 +112,9 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
     }
 
     /// Reads vCPU registers by name; those that can't be read are missing.
-    pub(crate) fn values(&self, vcpu: VcpuId, mut regs: Vec<Reg>) -> Result<Values, VmError> {
+    pub(crate) fn values(&self, vcpu: VcpuId, mut regs: Vec<A::Reg>) -> Result<Values<A>, VmError> {
         if regs.is_empty() {
-            return Ok(Values::new());
+            return Ok(Values::<A>::new());
         }
         regs.sort_unstable();
         regs.dedup();
@@ -126,7 +123,7 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
     }
 }
 
-impl<V: DebugVm> Target for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> Target for GuestTarget<'_, A, V> {
     type Arch = GuestArch;
     type Error = VmError;
 

@@ -1,21 +1,22 @@
 //! `monitor` commands.
 
 use super::GuestTarget;
+use crate::description::GdbArch;
 use crate::vm::{DebugVm, VmError};
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd};
 use guest_debug::{Breakpoint, Gva, VcpuId};
 use std::fmt::Write as _;
 
 /// A command of the server's own. Those of the VMM come after these.
-struct Command<'v, V> {
+struct Command<'v, A: GdbArch, V> {
     name: &'static str,
     arguments: &'static str,
     help: &'static str,
-    run: fn(&mut GuestTarget<'v, V>, &str) -> Result<String, VmError>,
+    run: fn(&mut GuestTarget<'v, A, V>, &str) -> Result<String, VmError>,
 }
 
-impl<'v, V: DebugVm> GuestTarget<'v, V> {
-    const COMMANDS: [Command<'v, V>; 9] = [
+impl<'v, A: GdbArch, V: DebugVm<A>> GuestTarget<'v, A, V> {
+    const COMMANDS: [Command<'v, A, V>; 9] = [
         Command { name: "help", arguments: "", help: "this list", run: Self::help },
         Command {
             name: "breakpoints",
@@ -143,7 +144,7 @@ impl<'v, V: DebugVm> GuestTarget<'v, V> {
     }
 }
 
-impl<V: DebugVm> MonitorCmd for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> MonitorCmd for GuestTarget<'_, A, V> {
     fn handle_monitor_cmd(&mut self, cmd: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), VmError> {
         match self.monitor(&String::from_utf8_lossy(cmd)) {
             // One console packet must fit into the client's buffer.

@@ -2,7 +2,7 @@
 
 use super::{GuestTarget, refuse, vcpu};
 use crate::arch::{RegisterBlock, RegisterNumber};
-use crate::description::Entry;
+use crate::description::{Entry, GdbArch, Source};
 use crate::vm::{DebugVm, VmError};
 use gdbstub::common::Tid;
 use gdbstub::target::ext::base::single_register_access::SingleRegisterAccess;
@@ -10,11 +10,11 @@ use gdbstub::target::ext::target_description_xml_override::TargetDescriptionXmlO
 use gdbstub::target::{TargetError, TargetResult};
 use guest_debug::VcpuId;
 
-impl<V: DebugVm> GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> GuestTarget<'_, A, V> {
     /// All registers of the `g` packet, with one call.
     pub(super) fn read_block(&self, vcpu: VcpuId) -> Result<RegisterBlock, VmError> {
         let general = self.description.general();
-        let values = self.values(vcpu, general.iter().flat_map(Entry::reads).collect())?;
+        let values = self.values(vcpu, general.iter().flat_map(Entry::<A>::reads).collect())?;
         let bytes = general.iter().flat_map(|entry| match entry.compose(&values) {
             Some(bytes) => bytes.into_iter().map(Some).collect(),
             None => vec![None; entry.size],
@@ -31,16 +31,16 @@ impl<V: DebugVm> GuestTarget<'_, V> {
             let message = format!("a G packet has {expected} bytes, the client sent {}", bytes.len());
             return Err(VmError::Other(message));
         }
-        let mut values = self.values(vcpu, general.iter().flat_map(Entry::reads_for_write).collect())?;
+        let mut values = self.values(vcpu, general.iter().flat_map(Entry::<A>::reads_for_write).collect())?;
         let mut writes = Vec::new();
         let mut rest = bytes.as_slice();
-        // Which register SP is depends on PSTATE as it will be, so PSTATE comes first.
-        let mut stack_pointer = None;
-        for (number, entry) in general.iter().enumerate() {
+        // What they are depends on others as those will be, SP on PSTATE.
+        let mut special = Vec::new();
+        for entry in general {
             let Some((value, tail)) = rest.split_at_checked(entry.size) else { break };
             rest = tail;
-            if number == crate::description::SP {
-                stack_pointer = Some((entry, value));
+            if matches!(entry.source, Source::Special(_)) {
+                special.push((entry, value));
                 continue;
             }
             match entry.decompose(value, &values) {
@@ -52,7 +52,7 @@ impl<V: DebugVm> GuestTarget<'_, V> {
                 Err(error) => return Err(error),
             }
         }
-        if let Some((entry, value)) = stack_pointer {
+        for (entry, value) in special {
             writes.push(entry.decompose(value, &values)?);
         }
         self.vm.write_registers(vcpu, writes)
@@ -60,10 +60,10 @@ impl<V: DebugVm> GuestTarget<'_, V> {
 
     /// Some registers, with one call; those that can't be read are missing.
     pub(crate) fn read_some(&self, vcpu: VcpuId, numbers: &[usize]) -> Result<Vec<(RegisterNumber, Vec<u8>)>, VmError> {
-        let entries: Vec<(usize, &Entry)> =
+        let entries: Vec<(usize, &Entry<A>)> =
             numbers.iter().filter_map(|number| Some((*number, self.entry(*number).ok()?))).collect();
         let values = self.values(vcpu, entries.iter().flat_map(|(_, entry)| entry.reads()).collect())?;
-        let read = |(number, entry): (usize, &Entry)| Some((RegisterNumber(number), entry.compose(&values)?));
+        let read = |(number, entry): (usize, &Entry<A>)| Some((RegisterNumber(number), entry.compose(&values)?));
         Ok(entries.into_iter().filter_map(read).collect())
     }
 
@@ -80,12 +80,12 @@ impl<V: DebugVm> GuestTarget<'_, V> {
         self.vm.write_registers(vcpu, vec![entry.decompose(bytes, &values)?])
     }
 
-    fn entry(&self, number: usize) -> Result<&Entry, VmError> {
+    fn entry(&self, number: usize) -> Result<&Entry<A>, VmError> {
         self.description.entry(number).ok_or_else(|| VmError::Other(format!("there is no register number {number}")))
     }
 }
 
-impl<V: DebugVm> SingleRegisterAccess<Tid> for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> SingleRegisterAccess<Tid> for GuestTarget<'_, A, V> {
     fn read_register(&mut self, tid: Tid, reg: RegisterNumber, buf: &mut [u8]) -> TargetResult<usize, Self> {
         let bytes = self.read_one(vcpu(tid)?, reg.0).map_err(refuse)?;
         buf.get_mut(..bytes.len()).ok_or(TargetError::NonFatal)?.copy_from_slice(&bytes);
@@ -98,7 +98,7 @@ impl<V: DebugVm> SingleRegisterAccess<Tid> for GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> TargetDescriptionXmlOverride for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> TargetDescriptionXmlOverride for GuestTarget<'_, A, V> {
     fn target_description_xml(
         &self,
         annex: &[u8],

@@ -1,6 +1,7 @@
 //! `vCont`: continue, step, step inside a range, each per vCPU.
 
 use super::GuestTarget;
+use crate::description::GdbArch;
 use crate::vm::{DebugVm, VmError};
 use crate::vm_thread::Tid as VcpuTid;
 use gdbstub::common::{Signal, Tid};
@@ -10,7 +11,7 @@ use gdbstub::target::ext::base::multithread::{
 };
 use guest_debug::ResumeAction;
 
-impl<V: DebugVm> GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> GuestTarget<'_, A, V> {
     /// Notes an action. The first one that names a vCPU counts, as the protocol says.
     fn act(&mut self, tid: Tid, action: ResumeAction) {
         if let Some(tid) = VcpuTid::from_gdbstub(tid)
@@ -37,7 +38,7 @@ impl<V: DebugVm> GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> MultiThreadResume for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> MultiThreadResume for GuestTarget<'_, A, V> {
     fn resume(&mut self) -> Result<(), VmError> {
         match self.try_resume() {
             Err(VmError::Gone) => Err(VmError::Gone),
@@ -73,14 +74,14 @@ impl<V: DebugVm> MultiThreadResume for GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> MultiThreadSingleStep for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> MultiThreadSingleStep for GuestTarget<'_, A, V> {
     fn set_resume_action_step(&mut self, tid: Tid, _: Option<Signal>) -> Result<(), VmError> {
         self.act(tid, ResumeAction::Step);
         Ok(())
     }
 }
 
-impl<V: DebugVm> MultiThreadRangeStepping for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> MultiThreadRangeStepping for GuestTarget<'_, A, V> {
     fn set_resume_action_range_step(&mut self, tid: Tid, start: u64, end: u64) -> Result<(), VmError> {
         // The protocol wants one step at least, whatever the range.
         let action = if start < end { ResumeAction::StepRange(start..end) } else { ResumeAction::Step };
@@ -89,7 +90,7 @@ impl<V: DebugVm> MultiThreadRangeStepping for GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> MultiThreadSchedulerLocking for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> MultiThreadSchedulerLocking for GuestTarget<'_, A, V> {
     fn set_resume_action_scheduler_lock(&mut self) -> Result<(), VmError> {
         self.client.others_stay = true;
         Ok(())

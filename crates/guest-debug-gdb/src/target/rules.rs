@@ -2,7 +2,7 @@
 
 use super::GuestTarget;
 use super::monitor::parse_number;
-use crate::description::{Description, Source};
+use crate::description::{Description, GdbArch};
 use crate::gate::Extension;
 use crate::vm::{DebugVm, VmError};
 use guest_debug::agent::{self, Comparison, Expression, ExpressionError, Operand, Width};
@@ -21,7 +21,7 @@ usage: monitor message ADDR \"TEXT\" OPERAND ..., or ADDR alone for none
 ";
 const USAGE_IGNORE: &str = "usage: monitor ignore ADDR COUNT\n";
 
-impl<V: DebugVm> GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> GuestTarget<'_, A, V> {
     /// What a `Z` packet says of its breakpoint's hits. Without an extension an earlier one is over, but not what the
     /// user has set by hand.
     pub(crate) fn set_extension(&mut self, breakpoint: Breakpoint, extension: &Extension) -> Result<(), VmError> {
@@ -173,12 +173,8 @@ impl<V: DebugVm> GuestTarget<'_, V> {
 }
 
 /// The session's number of a register that the client has under `number`, if expressions can read it.
-fn number_of(description: &Description, number: usize) -> Option<u16> {
-    match description.entry(number)?.source {
-        Source::Register(reg) => agent::number_of(reg),
-        Source::StackPointer => Some(agent::SP),
-        Source::Constant(_) | Source::PauthMask(_) => None,
-    }
+fn number_of<A: GdbArch>(description: &Description<A>, number: usize) -> Option<u16> {
+    A::expression_number(description.entry(number)?.source)
 }
 
 /// The address that arguments begin with, and the rest of them.

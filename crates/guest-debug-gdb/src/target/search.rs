@@ -1,13 +1,14 @@
 //! Searching memory.
 
 use super::GuestTarget;
+use crate::description::GdbArch;
 use crate::gate::{MAX_SEARCH, Search};
 use crate::vm::{DebugVm, VmError};
 
 /// Read at once. The pieces overlap by the pattern, less a byte.
 const PIECE: u64 = 1 << 20;
 
-impl<V: DebugVm> GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> GuestTarget<'_, A, V> {
     /// First address at which the pattern is found in the memory that the client's current vCPU sees. What can't be read is
     /// an error, as it is to gdb's own search, if the pattern is not in front of it.
     pub(crate) fn search(&self, search: &Search) -> Result<Option<u64>, VmError> {

@@ -2,6 +2,7 @@
 
 use super::{GuestTarget, refuse, vcpu};
 use crate::arch::RegisterBlock;
+use crate::description::GdbArch;
 use crate::vm::{DebugVm, VmError};
 use crate::vm_thread::Tid as VcpuTid;
 use gdbstub::common::Tid;
@@ -9,10 +10,9 @@ use gdbstub::target::TargetResult;
 use gdbstub::target::ext::base::multithread::{MultiThreadBase, MultiThreadResumeOps};
 use gdbstub::target::ext::base::single_register_access::SingleRegisterAccessOps;
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
-use guest_debug::arm64::{Pstate, Reg};
 use guest_debug::{VcpuId, VcpuState};
 
-impl<V: DebugVm> GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> GuestTarget<'_, A, V> {
     /// vCPUs that a client can look at: those that are not offline, and one at least.
     pub(crate) fn threads(&self) -> Result<Vec<(VcpuId, VcpuState)>, VmError> {
         let states = self.vm.vcpu_states()?;
@@ -37,10 +37,9 @@ impl<V: DebugVm> GuestTarget<'_, V> {
             VcpuState::Offline => format!("{vcpu}: offline"),
             VcpuState::Running => format!("{vcpu}: running"),
             VcpuState::Stopped => {
-                let values = self.values(vcpu, vec![Reg::Pstate]).unwrap_or_default();
-                let pstate = values.get(&Reg::Pstate).and_then(|bytes| bytes.as_slice().try_into().ok());
-                match pstate.map(|bytes| Pstate(u64::from_le_bytes(bytes))) {
-                    Some(pstate) => format!("{vcpu}: stopped, {pstate}"),
+                let values = self.values(vcpu, A::STATE.to_vec()).unwrap_or_default();
+                match A::state(&values) {
+                    Some(state) => format!("{vcpu}: stopped, {state}"),
                     None => format!("{vcpu}: stopped"),
                 }
             }
@@ -48,7 +47,7 @@ impl<V: DebugVm> GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> MultiThreadBase for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> MultiThreadBase for GuestTarget<'_, A, V> {
     fn read_registers(&mut self, regs: &mut RegisterBlock, tid: Tid) -> TargetResult<(), Self> {
         *regs = self.read_block(vcpu(tid)?).map_err(refuse)?;
         Ok(())
@@ -87,7 +86,7 @@ impl<V: DebugVm> MultiThreadBase for GuestTarget<'_, V> {
     }
 }
 
-impl<V: DebugVm> ThreadExtraInfo for GuestTarget<'_, V> {
+impl<A: GdbArch, V: DebugVm<A>> ThreadExtraInfo for GuestTarget<'_, A, V> {
     fn thread_extra_info(&self, tid: Tid, buf: &mut [u8]) -> Result<usize, VmError> {
         let text = match VcpuTid::from_gdbstub(tid) {
             Some(tid) => self.describe_vcpu(tid.vcpu()),

@@ -289,7 +289,9 @@ impl DebugVm for MockVm {
         let known = state.known(vcpu)?;
         for (reg, value) in values {
             assert_eq!(value.len(), reg.size(), "{reg}");
-            known.insert(reg, value).ok_or(VmError::Register { reg, message: "there is none".to_owned() })?;
+            known
+                .insert(reg, value)
+                .ok_or(VmError::Register { reg: reg.into(), message: "there is none".to_owned() })?;
         }
         Ok(())
     }

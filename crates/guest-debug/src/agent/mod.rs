@@ -11,6 +11,9 @@
 //! is the stack pointer in use, 32 the program counter and 33 PSTATE, as in gdb's description of the core. From 0x8000 on
 //! a number is the 16-bit encoding of a system register ([`SysReg::encoding`]). A server whose client numbers them
 //! otherwise translates with [`renumber`].
+//!
+//! Those of x86_64 guests are in [`crate::x86_64::Reg::expression_number`]. An expression is verified without knowing which
+//! guest it is for; a number that its vCPUs have no register for is an error when it is evaluated.
 
 mod bytecode;
 mod compose;

@@ -7,7 +7,7 @@ use super::table::{Plan, Tables, Watch};
 use super::{BreakpointInfo, DebugSession, QUIET_TIMEOUT, STOP_TIMEOUT, SessionError, free};
 use crate::arch::Arch;
 use crate::state::{MAX_TOLD, StopState};
-use crate::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, VcpuId};
+use crate::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, VcpuId, WatchKind};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
@@ -315,7 +315,10 @@ impl<A: Arch> DebugSession<A> {
         });
         let registers = hardware.chain(watches);
         let mut list: Vec<_> = registers
-            .map(|(breakpoint, slots)| BreakpointInfo { breakpoint, physical: None, armed: true, slots })
+            .map(|(breakpoint, slots)| {
+                let reads = matches!(breakpoint, Breakpoint::Watch { kind: WatchKind::Read, .. });
+                BreakpointInfo { breakpoint, physical: None, armed: true, slots, widened: reads && A::WIDENS_READS }
+            })
             .collect();
         let mut software = self.software().list();
         software.retain(|(name, ..)| tables.stand_ins.get(name) != Some(&false));
@@ -324,6 +327,7 @@ impl<A: Arch> DebugSession<A> {
             physical: Some(gpa),
             armed,
             slots: 0,
+            widened: false,
         }));
         list
     }

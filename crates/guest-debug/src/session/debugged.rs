@@ -34,6 +34,8 @@ pub trait Debugged<A: Arch>: Sized {
     const MAX_SLOTS: usize;
     /// A watch is reported when the access has happened and pc is behind it, so that there is nothing to get over.
     const WATCH_TRAPS: bool;
+    /// A watch of reads is told writes as well.
+    const WIDENS_READS: bool;
     /// Single-step has to be asked for again before every step.
     const STEP_ENDS: bool;
 

@@ -86,6 +86,8 @@ pub struct BreakpointInfo {
     pub armed: bool,
     /// Watchpoint or breakpoint slots that it takes.
     pub slots: usize,
+    /// A watch of reads that writes stop as well: x86_64 has no slot for reads alone.
+    pub widened: bool,
 }
 
 /// A VM's debug session, of a guest with the architecture `A`. See the module documentation in the source for who does what.

@@ -169,6 +169,25 @@ impl Reg {
     /// What a step has to know and neither gdb nor QEMU lists.
     pub const HIDDEN: [Self; 4] = [Self::CsAr, Self::IdtBase, Self::Lstar, Self::Fmask];
 
+    /// Its number in [expressions](crate::agent), if they can read it: gdb's up to GS, and from 0x8000 on those of
+    /// [`Self::SEGMENTS`] and [`Self::SYSTEM`], in their order.
+    pub fn expression_number(self) -> Option<u16> {
+        let index = Self::CORE.into_iter().position(|reg| reg == self).filter(|index| *index < INTEGERS);
+        if let Some(index) = index {
+            return u16::try_from(index).ok();
+        }
+        let more = Self::SEGMENTS.into_iter().chain(Self::SYSTEM).position(|reg| reg == self)?;
+        Some(FIRST_MORE + u16::try_from(more).ok()?)
+    }
+
+    /// The register with that number in expressions.
+    pub fn by_expression_number(number: u16) -> Option<Self> {
+        match number.checked_sub(FIRST_MORE) {
+            Some(more) => Self::SEGMENTS.into_iter().chain(Self::SYSTEM).nth(more.into()),
+            None => Self::CORE.into_iter().take(INTEGERS).nth(number.into()),
+        }
+    }
+
     /// Length in bytes, as a target description with these registers gives it.
     pub const fn size(self) -> usize {
         match self {
@@ -182,6 +201,11 @@ impl Reg {
         }
     }
 }
+
+/// General registers, RIP, RFLAGS and selectors: those of [`Reg::CORE`] that expressions can read.
+const INTEGERS: usize = 24;
+/// Number in expressions of the first register that gdb has no core number for.
+const FIRST_MORE: u16 = 0x8000;
 
 /// The name in the target description.
 impl fmt::Display for Reg {
@@ -275,6 +299,19 @@ mod tests {
         assert_eq!(bytes(&Reg::CORE), 17 * 8 + 7 * 4 + 8 * 10 + 8 * 4);
         assert_eq!(bytes(&Reg::CORE) + bytes(&Reg::SSE), 536);
         assert_eq!((bytes(&Reg::SEGMENTS), bytes(&Reg::AVX), bytes(&Reg::SYSTEM)), (16, 256, 56));
+    }
+
+    #[test]
+    fn numbers_in_expressions() {
+        assert_eq!((Reg::Rbx.expression_number(), Reg::Gs.expression_number()), (Some(1), Some(23)));
+        assert_eq!((Reg::FsBase.expression_number(), Reg::Efer.expression_number()), (Some(0x8000), Some(0x8008)));
+        assert_eq!((Reg::St(0).expression_number(), Reg::Lstar.expression_number()), (None, None));
+        for number in 0..=u16::MAX {
+            if let Some(reg) = Reg::by_expression_number(number) {
+                assert_eq!(reg.expression_number(), Some(number));
+            }
+        }
+        assert_eq!((Reg::by_expression_number(24), Reg::by_expression_number(0x8009)), (None, None));
     }
 
     #[test]

@@ -326,18 +326,24 @@ impl DebugVcpu<X86_64> for FakeVcpu {
 
     fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
         let bytes = self.state.lock().unwrap().get(reg).to_le_bytes();
-        value.copy_from_slice(&bytes[..value.len()]);
+        value.fill(0);
+        value.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
         Ok(())
     }
 
     fn set_reg(&self, reg: Reg, value: &[u8]) -> Result<(), VcpuError> {
         let mut bytes = [0; 8];
-        bytes[..value.len()].copy_from_slice(value);
+        bytes.iter_mut().zip(value).for_each(|(to, from)| *to = *from);
         let mut state = self.state.lock().unwrap();
         state.set(reg, u64::from_le_bytes(bytes));
         // KVM writes all of them, RFLAGS without TF.
         state.tf = false;
         Ok(())
+    }
+
+    fn reg_list(&self) -> Result<Vec<Reg>, VcpuError> {
+        let lists = [&Reg::CORE[..], &Reg::SSE, &Reg::SEGMENTS, &Reg::AVX, &Reg::SYSTEM, &Reg::HIDDEN];
+        Ok(lists.concat())
     }
 
     fn inject(&self, exception: Exception) -> Result<(), VcpuError> {

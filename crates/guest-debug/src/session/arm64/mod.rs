@@ -43,6 +43,7 @@ impl Debugged<Self> for Arm64 {
     const BREAK_IS_OWN: bool = true;
     const MAX_SLOTS: usize = KVM_ARM_MAX_DBG_REGS;
     const WATCH_TRAPS: bool = false;
+    const WIDENS_READS: bool = false;
     const STEP_ENDS: bool = false;
     const WAITS: &str = "HVC or SMC";
 

@@ -25,14 +25,6 @@ const VA: VaBits = VaBits::Bits57;
 /// are set lead nowhere, instead of being told to be reserved.
 const PHYSICAL_BITS: u8 = 52;
 
-/// Numbers of registers in expressions from here on are an index into [`MORE`], below one into [`Reg::CORE`].
-const FIRST_MORE: u16 = 0x8000;
-/// General registers, RIP, RFLAGS and selectors.
-const CORE: usize = 24;
-/// Registers that gdb has no core numbers for, in the order of their numbers.
-const MORE: [Reg; 9] =
-    [Reg::FsBase, Reg::GsBase, Reg::KGsBase, Reg::Cr0, Reg::Cr2, Reg::Cr3, Reg::Cr4, Reg::Cr8, Reg::Efer];
-
 /// The step that is under way.
 #[derive(Debug, Default)]
 pub struct Motion {
@@ -50,6 +42,7 @@ impl Debugged<Self> for X86_64 {
     const BREAK_IS_OWN: bool = false;
     const MAX_SLOTS: usize = SLOTS;
     const WATCH_TRAPS: bool = true;
+    const WIDENS_READS: bool = true;
     /// KVM gives the guest RFLAGS.TF when it is told to step, and takes it away with the next write of its registers.
     const STEP_ENDS: bool = true;
     const WAITS: &str = "HLT";
@@ -108,11 +101,7 @@ impl Debugged<Self> for X86_64 {
     }
 
     fn expression_register(vcpu: &dyn DebugVcpu<Self>, number: u16) -> Option<Result<u64, VcpuError>> {
-        let reg = match number.checked_sub(FIRST_MORE) {
-            Some(more) => MORE.get(usize::from(more)),
-            None => Reg::CORE.iter().take(CORE).nth(number.into()),
-        };
-        reg.map(|reg| vcpu.get_u64(*reg))
+        Reg::by_expression_number(number).map(|reg| vcpu.get_u64(reg))
     }
 
     fn may_wait(code: &[u8]) -> bool {

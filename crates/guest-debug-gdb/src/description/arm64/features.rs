@@ -1,6 +1,6 @@
 //! Core registers, the thread pointer, and the system registers.
 
-use super::{Builder, Source, sysreg_names};
+use super::{Builder, Source, Special, sysreg_names};
 use guest_debug::arm64::{Reg, SysReg};
 use std::collections::BTreeSet;
 
@@ -39,7 +39,7 @@ pub(super) fn core(builder: &mut Builder) {
     for n in 0..31 {
         builder.register(format!("x{n}"), 8, Source::Register(Reg::X(n)), "");
     }
-    builder.register("sp", 8, Source::StackPointer, "type=\"data_ptr\"");
+    builder.register("sp", 8, Source::Special(Special::StackPointer), "type=\"data_ptr\"");
     builder.register("pc", 8, Source::Register(Reg::Pc), "type=\"code_ptr\"");
     builder.register("cpsr", 4, Source::Register(Reg::Pstate), "type=\"cpsr_flags\"");
     builder.close();

@@ -1,11 +1,11 @@
 //! Pointer authentication: which bits of an address hold a code instead.
 
-use super::{Builder, Source, Values, to_u64};
+use super::{Builder, Source, Special, Values, to_u64};
 use guest_debug::arm64::{Reg, SysReg};
 
 /// One of gdb's four masks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Mask {
+pub struct Mask {
     /// For addresses of code, not data.
     code: bool,
     /// For the upper half of the address space, which TTBR1 translates.
@@ -49,7 +49,7 @@ pub(super) fn feature(builder: &mut Builder) {
         ("pauth_cmask_high", true, true),
     ] {
         let attributes = "type=\"uint64\" group=\"system\" save-restore=\"no\"";
-        builder.register(name, 8, Source::PauthMask(Mask { code, high }), attributes);
+        builder.register(name, 8, Source::Special(Special::PauthMask(Mask { code, high })), attributes);
     }
     builder.close();
 }
