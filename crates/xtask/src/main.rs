@@ -27,6 +27,7 @@ mod test;
 mod toolchain;
 #[allow(dead_code, reason = "in part only for demo, scenarios and bench")]
 mod vmm;
+mod x86_64;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,8 @@ enum Task {
     Bench(bench::BenchOptions),
     /// Run an arm64 program on the KVM host (cargo's runner)
     Runner(runner::RunnerOptions),
+    /// Run a static x86_64 program on KVM in an emulator (cargo's runner for x86_64 tests)
+    X86Runner(x86_64::RunnerOptions),
     /// Print shell exports with which `cargo test --target aarch64-unknown-linux-gnu` works: eval "$(cargo xtask env)"
     Env,
     /// Make the file with the guest kernel's symbols and print its path
@@ -90,6 +93,7 @@ fn run(context: &Context, task: Task) -> Result<ExitCode> {
         Task::Scenarios(options) => scenarios::main(context, &options),
         Task::Bench(options) => bench::bench(context, &options),
         Task::Runner(options) => runner::runner(context, options),
+        Task::X86Runner(options) => x86_64::runner(context, &options),
         Task::Env => runner::env(context),
         Task::Symbols => {
             println!("{}", symbols::kernel_symbols(context, None)?.display());

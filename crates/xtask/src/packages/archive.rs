@@ -1,7 +1,7 @@
-//! Debian's arm64 archive, for packages that are unpacked and not installed.
+//! Debian's archive for an architecture, for packages that are unpacked and not installed.
 //!
 //! apt keeps the lists of this archive in a directory of ours. So nothing about the machine changes, its dpkg need not
-//! know the architecture arm64, and anybody may do it.
+//! know the architecture, and anybody may do it.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -14,15 +14,18 @@ use anyhow::{Context as _, Result, bail};
 use crate::paths;
 use crate::progress::{note, output_of, run_quietly};
 
-const KERNEL_META_PACKAGE: &str = "linux-image-cloud-arm64";
-
 /// The lists, from their first use until this is dropped.
-#[derive(Default)]
 pub(super) struct Archive {
+    /// As Debian names it.
+    architecture: &'static str,
     lists: OnceCell<Lists>,
 }
 
 impl Archive {
+    pub(super) fn new(architecture: &'static str) -> Self {
+        Self { architecture, lists: OnceCell::new() }
+    }
+
     /// Downloads a package and unpacks it into `directory`.
     pub(super) fn unpack(&self, package: &str, directory: &Path) -> Result<()> {
         self.look_up(package)?;
@@ -45,7 +48,7 @@ impl Archive {
         fs::create_dir_all(&downloads)?;
         let mut download = self.lists()?.apt("apt-get");
         run_quietly(
-            &format!("downloading {what} for arm64"),
+            &format!("downloading {what} for {}", self.architecture),
             download.arg("download").args(packages).current_dir(&downloads),
         )?;
         let debs: Vec<_> = fs::read_dir(&downloads)?
@@ -62,17 +65,18 @@ impl Archive {
         paths::remove(&downloads)
     }
 
-    /// The package on which [`KERNEL_META_PACKAGE`] depends.
+    /// The package of the cloud kernel, on which a meta package depends.
     pub(super) fn kernel_package(&self) -> Result<String> {
-        let record = self.look_up(KERNEL_META_PACKAGE)?;
-        kernel_dependency(&record)
-            .with_context(|| format!("{KERNEL_META_PACKAGE} depends on no linux-image package:\n{record}"))
+        let meta = format!("linux-image-cloud-{}", self.architecture);
+        let record = self.look_up(&meta)?;
+        kernel_dependency(&record).with_context(|| format!("{meta} depends on no linux-image package:\n{record}"))
     }
 
     /// apt's record of a package.
     fn look_up(&self, package: &str) -> Result<String> {
         output_of(self.lists()?.apt("apt-cache").args(["show", "--no-all-versions", package])).with_context(|| {
-            format!("apt knows no package {package}:arm64: Debian 12 or later with its main archive is needed")
+            let architecture = self.architecture;
+            format!("apt knows no package {package}:{architecture}: Debian 12 or later with its main archive is needed")
         })
     }
 
@@ -80,27 +84,28 @@ impl Archive {
         if let Some(lists) = self.lists.get() {
             return Ok(lists);
         }
-        let lists = Lists::download()?;
+        let lists = Lists::download(self.architecture)?;
         Ok(self.lists.get_or_init(|| lists))
     }
 }
 
 struct Lists {
+    architecture: &'static str,
     directory: PathBuf,
 }
 
 impl Lists {
-    fn download() -> Result<Self> {
+    fn download(architecture: &'static str) -> Result<Self> {
         static LISTS: AtomicU32 = AtomicU32::new(0);
         // One for each process: apt locks its lists, and does not wait for that lock.
         let name = format!("apt-{}-{}", process::id(), LISTS.fetch_add(1, Ordering::Relaxed));
-        let lists = Self { directory: paths::cache().join(name) };
+        let lists = Self { architecture, directory: paths::cache().join(name) };
         for part in ["lists/partial", "cache/archives/partial"] {
             let directory = lists.directory.join(part);
             fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         }
-        let updated =
-            run_quietly("downloading the lists of Debian's arm64 packages", lists.apt("apt-get").arg("update"));
+        let what = format!("downloading the lists of Debian's {architecture} packages");
+        let updated = run_quietly(&what, lists.apt("apt-get").arg("update"));
         if let Err(error) = updated {
             // Any archive of the machine may fail, also one that nothing is wanted from: what is missing shows later.
             note(format!("going on although apt-get update failed: {error:#}"));
@@ -108,15 +113,15 @@ impl Lists {
         Ok(lists)
     }
 
-    /// apt-get or apt-cache on these lists, as if this were an arm64 machine with nothing installed.
+    /// apt-get or apt-cache on these lists, as if this were a machine of the architecture with nothing installed.
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         for option in [
             format!("Dir::State::Lists={}", self.directory.join("lists").display()),
             format!("Dir::Cache={}", self.directory.join("cache").display()),
             "Dir::State::status=/dev/null".to_owned(),
-            "APT::Architecture=arm64".to_owned(),
-            "APT::Architectures=arm64".to_owned(),
+            format!("APT::Architecture={}", self.architecture),
+            format!("APT::Architectures={}", self.architecture),
             "Acquire::Languages=none".to_owned(),
             // Root's apt would download as a user who need not get into our directory.
             "APT::Sandbox::User=root".to_owned(),
@@ -148,7 +153,7 @@ fn kernel_dependency(record: &str) -> Option<String> {
         .split([',', '|'])
         .filter_map(|dependency| dependency.split_whitespace().next())
         .find(|name| name.starts_with("linux-image-"))
-        .map(|name| name.trim_end_matches(":arm64").to_owned())
+        .map(|name| name.split_once(':').map_or(name, |(name, _)| name).to_owned())
 }
 
 #[cfg(test)]

@@ -20,6 +20,10 @@ pub use system::on_path;
 pub enum Tool {
     /// Emulates the arm64 KVM host.
     Qemu,
+    /// Emulates an x86_64 KVM host with SVM.
+    QemuX86,
+    /// Emulates an x86_64 KVM host with VMX, and what makes a CD for it.
+    Bochs,
     /// gdb that knows arm64.
     Gdb,
     /// lldb, for the scenario that attaches it.
@@ -37,6 +41,18 @@ impl Tool {
     pub fn present(self) -> bool {
         match self {
             Self::Qemu => on_path("qemu-system-aarch64"),
+            Self::QemuX86 => on_path("qemu-system-x86_64"),
+            Self::Bochs => {
+                ["bochs", "grub-mkrescue", "xorriso", "mformat"].into_iter().all(on_path)
+                    && [
+                        "/usr/share/bochs/BIOS-bochs-latest",
+                        "/usr/share/vgabios/vgabios.bin",
+                        "/usr/lib/grub/i386-pc/boot.img",
+                        "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so",
+                    ]
+                    .iter()
+                    .all(|path| Path::new(path).exists())
+            }
             Self::Gdb => on_path("gdb-multiarch"),
             Self::Lldb => on_path("lldb"),
             Self::Python => on_path("python3"),
@@ -58,6 +74,10 @@ impl Tool {
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Qemu => &["qemu-system-arm"],
+            Self::QemuX86 => &["qemu-system-x86"],
+            Self::Bochs => {
+                &["bochs", "bochs-term", "bochsbios", "vgabios", "grub-common", "grub-pc-bin", "xorriso", "mtools"]
+            }
             Self::Gdb => &["gdb-multiarch"],
             Self::Lldb => &["lldb"],
             Self::Python => &["python3"],
@@ -95,12 +115,13 @@ const OTHER_WAYS: &str = "Otherwise `rustup target add aarch64-unknown-linux-gnu
 pub struct Packages {
     assume_yes: bool,
     archive: Archive,
+    amd64: Archive,
 }
 
 impl Packages {
     /// `assume_yes`: install without asking.
     pub fn new(assume_yes: bool) -> Self {
-        Self { assume_yes, archive: Archive::default() }
+        Self { assume_yes, archive: Archive::new("arm64"), amd64: Archive::new("amd64") }
     }
 
     /// Makes sure that all these tools are there; installs what is missing, after one question.
@@ -158,5 +179,23 @@ impl Packages {
     pub fn kernel_package(&self) -> Result<String> {
         system::require_debian("Debian's arm64 kernel")?;
         self.archive.kernel_package()
+    }
+
+    /// [`Packages::unpack`] for an amd64 package.
+    ///
+    /// # Errors
+    /// As [`Packages::unpack`].
+    pub fn unpack_amd64(&self, package: &str, directory: &Path) -> Result<()> {
+        system::require_debian(&format!("the amd64 package {package}"))?;
+        self.amd64.unpack(package, directory)
+    }
+
+    /// [`Packages::kernel_package`] for amd64.
+    ///
+    /// # Errors
+    /// As [`Packages::kernel_package`].
+    pub fn amd64_kernel_package(&self) -> Result<String> {
+        system::require_debian("Debian's amd64 kernel")?;
+        self.amd64.kernel_package()
     }
 }

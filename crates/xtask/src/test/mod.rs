@@ -21,6 +21,7 @@ use crate::report::{Counts, Status};
 use crate::runner::{FILE_VARIABLE, runner_variable};
 use crate::scenarios::{self, ScenarioOptions};
 use crate::toolchain::{TARGET, cargo};
+use crate::x86_64::{self, Emulator};
 use follow::follow;
 use summary::TestName;
 
@@ -74,6 +75,7 @@ pub fn test(context: &Context, options: &TestOptions) -> Result<ExitCode> {
         "documentation",
         cargo().args(["doc", "--quiet", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"),
     );
+    on_x86_64(options, host_is_possible, &mut report);
     if options.no_host {
         report.skip("tests on the KVM host", "left out by --no-host");
         report.skip("scenarios", "left out by --no-host");
@@ -91,7 +93,27 @@ pub fn test(context: &Context, options: &TestOptions) -> Result<ExitCode> {
 fn get_packages(context: &Context) -> Result<()> {
     context.prepare(&[Tool::Gdb, Tool::Lldb, Tool::Python])?;
     guest_initramfs(&context.packages, &[])?;
-    kernel(&context.packages).map(drop)
+    kernel(&context.packages)?;
+    if cfg!(target_arch = "x86_64") { x86_64::prepare(context) } else { Ok(()) }
+}
+
+/// The tests of x86_64 sessions on KVM that `/dev/kvm` of this machine, if there is one, has not been enough for.
+fn on_x86_64(options: &TestOptions, possible: bool, report: &mut Report) {
+    for emulator in Emulator::ALL {
+        let name = format!("x86_64 tests, {}", emulator.describe());
+        if options.no_host {
+            report.skip(&name, "left out by --no-host");
+        } else if !cfg!(target_arch = "x86_64") {
+            report.skip(&name, "they are built on x86_64 machines only");
+        } else if !possible {
+            report.skip(&name, "the packages for it cannot be had");
+        } else {
+            match x86_64::tests(emulator) {
+                Ok(mut command) => report.cargo_test(&name, &mut command),
+                Err(error) => report.fail(&name, &format!("{error:#}")),
+            }
+        }
+    }
 }
 
 fn on_host(context: &Context, options: &TestOptions, report: &mut Report) {

@@ -1,0 +1,204 @@
+//! The emulators themselves.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Emulator;
+use super::assets::Kernel;
+use super::image::{BEGIN, END};
+use crate::packages::on_path;
+use crate::progress::{Progress, run_quietly, tail};
+
+/// From the start to the program. Bochs takes 20 to 90 seconds for it.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(400);
+/// How long a program may print nothing.
+const SILENCE: Duration = Duration::from_secs(400);
+/// How often the console is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Nothing of the kernel's on the console but a panic, which ends the machine. The TSC of Bochs does not run evenly.
+const KERNEL_LINE: &str = "console=ttyS0 quiet loglevel=0 nokaslr mitigations=off tsc=unstable panic=-1";
+
+/// A running emulator; killed when dropped, and by the kernel when this process dies.
+pub(super) struct Machine {
+    emulator: Emulator,
+    child: Child,
+    directory: PathBuf,
+    console: Console,
+}
+
+/// Lines of the file that the machine's serial port is.
+struct Console {
+    path: PathBuf,
+    file: Option<File>,
+    partial: Vec<u8>,
+}
+
+impl Machine {
+    /// Starts it; [`Machine::follow`] waits for it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(super) fn boot(emulator: Emulator, kernel: &Kernel, initramfs: &Path, directory: &Path) -> Result<Self> {
+        let console = directory.join("console");
+        let log = File::create(directory.join("emulator.log"))?;
+        let mut command = match emulator {
+            Emulator::Qemu => qemu(kernel, initramfs, &console),
+            Emulator::Bochs => bochs(kernel, initramfs, directory, &console)?,
+        };
+        command.current_dir(directory).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| format!("cannot start the emulator of {}", emulator.describe()))?;
+        let console = Console { path: console, file: None, partial: Vec::new() };
+        Ok(Self { emulator, child, directory: directory.to_owned(), console })
+    }
+
+    /// Prints what the program prints, and returns its exit code.
+    ///
+    /// # Errors
+    /// If the machine ends before the program, or nothing comes for too long; with the end of its console.
+    pub(super) fn follow(&mut self) -> Result<u8> {
+        let progress = Progress::start(format!("booting a host for {}", self.emulator.describe()));
+        self.wait(BOOT_TIMEOUT, |line| (line == BEGIN).then_some(()))?;
+        progress.done();
+        let mut stdout = std::io::stdout();
+        self.wait(SILENCE, |line| match line.strip_prefix(END) {
+            Some(code) => Some(code.parse().unwrap_or(u8::MAX)),
+            None => {
+                // A reader that is gone is no reason to leave the machine half-way.
+                let _ = writeln!(stdout, "{line}");
+                None
+            }
+        })
+    }
+
+    /// Takes lines until one of them is the answer.
+    fn wait<T>(&mut self, silence: Duration, mut answer: impl FnMut(&str) -> Option<T>) -> Result<T> {
+        let mut deadline = Instant::now() + silence;
+        loop {
+            let ended = self.child.try_wait()?;
+            let lines = self.console.lines()?;
+            if !lines.is_empty() {
+                deadline = Instant::now() + silence;
+            }
+            if let Some(answer) = lines.iter().find_map(|line| answer(line)) {
+                return Ok(answer);
+            }
+            let problem = match ended {
+                Some(status) => format!("the emulator ended with {status}"),
+                None if Instant::now() > deadline => format!("nothing was printed for {} s", silence.as_secs()),
+                None => {
+                    thread::sleep(POLL);
+                    continue;
+                }
+            };
+            let text =
+                |name: &str| tail(&String::from_utf8_lossy(&fs::read(self.directory.join(name)).unwrap_or_default()));
+            bail!("{}: {problem}\n{}\n{}", self.emulator.describe(), text("emulator.log"), text("console"));
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Console {
+    /// The whole lines that have come since the last time.
+    fn lines(&mut self) -> Result<Vec<String>> {
+        if self.file.is_none() {
+            // It is not there before the emulator is.
+            self.file = File::open(&self.path).ok();
+        }
+        if let Some(file) = &mut self.file {
+            file.read_to_end(&mut self.partial).context("cannot read the console")?;
+        }
+        let end = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let whole: Vec<u8> = self.partial.drain(..end).collect();
+        Ok(String::from_utf8_lossy(&whole).lines().map(|line| line.trim_end_matches('\r').to_owned()).collect())
+    }
+}
+
+/// A command that ends with us, however we die.
+fn tied(program: &str) -> Command {
+    if on_path("setpriv") {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", program]);
+        command
+    } else {
+        Command::new(program)
+    }
+}
+
+fn qemu(kernel: &Kernel, initramfs: &Path, console: &Path) -> Command {
+    let mut command = tied("qemu-system-x86_64");
+    command
+        .args(["-M", "q35", "-cpu", "EPYC,+svm", "-smp", "1", "-m", "512", "-accel", "tcg"])
+        .args(["-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none"])
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", KERNEL_LINE]);
+    command
+}
+
+/// Bochs boots from media only, and Debian's has a debugger that has to be told to go on, and no display without a terminal.
+fn bochs(kernel: &Kernel, initramfs: &Path, directory: &Path, console: &Path) -> Result<Command> {
+    let iso = directory.join("host.iso");
+    let tree = directory.join("iso");
+    let boot = tree.join("boot");
+    fs::create_dir_all(boot.join("grub"))?;
+    fs::copy(&kernel.image, boot.join("vmlinuz")).context("cannot copy the kernel")?;
+    fs::copy(initramfs, boot.join("initrd")).context("cannot copy the initramfs")?;
+    let menu = format!("set timeout=0\nlinux /boot/vmlinuz {KERNEL_LINE}\ninitrd /boot/initrd\nboot\n");
+    fs::write(boot.join("grub").join("grub.cfg"), menu)?;
+    run_quietly("making a CD for Bochs", Command::new("grub-mkrescue").arg("-o").arg(&iso).arg(&tree))?;
+    let settings = [
+        "cpu: model=corei7_skylake_x, count=1, ips=200000000".to_owned(),
+        "megs: 512".to_owned(),
+        "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
+        "vgaromimage: file=/usr/share/vgabios/vgabios.bin".to_owned(),
+        format!("ata0-master: type=cdrom, path={}, status=inserted", iso.display()),
+        "boot: cdrom".to_owned(),
+        format!("com1: enabled=1, mode=file, dev={}", console.display()),
+        "display_library: term".to_owned(),
+        "plugin_ctrl: serial=1".to_owned(),
+        "clock: sync=none".to_owned(),
+        format!("log: {}", directory.join("bochs.log").display()),
+    ];
+    fs::write(directory.join("bochsrc"), settings.join("\n") + "\n")?;
+    fs::write(directory.join("commands"), "c\n")?;
+    let mut command = tied("script");
+    command.args(["-qfc", "bochs -q -f bochsrc -rc commands", "/dev/null"]).env("TERM", "xterm");
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_counts_when_it_is_whole() {
+        let path = std::env::temp_dir().join(format!("xtask-console-{}", std::process::id()));
+        let mut console = Console { path: path.clone(), file: None, partial: Vec::new() };
+        assert!(console.lines().unwrap().is_empty(), "there is no file yet");
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"one\r\ntw").unwrap();
+        assert_eq!(console.lines().unwrap(), ["one"]);
+        file.write_all(b"o\n\nthree\n").unwrap();
+        assert_eq!(console.lines().unwrap(), ["two", "", "three"]);
+        assert!(console.lines().unwrap().is_empty());
+        fs::remove_file(path).unwrap();
+    }
+}

@@ -1,0 +1,145 @@
+//! x86_64 KVM hosts for tests, emulated: QEMU, which has AMD's SVM, and Bochs, which has Intel's VMX.
+//!
+//! `/dev/kvm` of an x86_64 machine is often KVM in a guest, and then not all of it works. Nor does all of it in these two; but
+//! between the three of them nearly everything does. Each boots Debian's amd64 kernel for one program, prints what that
+//! prints, and ends: Bochs has no network that would be worth an agent.
+
+mod assets;
+mod image;
+mod machine;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::context::Context;
+use crate::packages::Tool;
+use crate::paths;
+use crate::progress::note;
+use crate::toolchain::cargo;
+use machine::Machine;
+
+/// The target triple.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// What the host is emulated by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Emulator {
+    /// QEMU, whose CPU has SVM
+    Qemu,
+    /// Bochs, whose CPU has VMX
+    Bochs,
+}
+
+impl Emulator {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Qemu, Self::Bochs];
+
+    /// What it is, for messages.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Qemu => "KVM in QEMU's SVM",
+            Self::Bochs => "KVM in Bochs' VMX",
+        }
+    }
+
+    /// What it needs of Debian.
+    pub const fn tool(self) -> Tool {
+        match self {
+            Self::Qemu => Tool::QemuX86,
+            Self::Bochs => Tool::Bochs,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Bochs => "bochs",
+        }
+    }
+}
+
+/// Options of `x86-runner`.
+#[derive(Args, Debug)]
+pub struct RunnerOptions {
+    /// Where
+    emulator: Emulator,
+    /// The program, linked statically
+    program: PathBuf,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Gets everything that comes from Debian.
+///
+/// # Errors
+/// If it cannot be had.
+pub fn prepare(context: &Context) -> Result<()> {
+    context.packages.ensure(&Emulator::ALL.map(Emulator::tool))?;
+    assets::kernel(&context.packages)?;
+    assets::busybox(&context.packages).map(drop)
+}
+
+/// Runs a program in a host that is booted for it.
+///
+/// # Errors
+/// If something is missing that cannot be had, or the host does not boot; with the end of its console.
+pub fn runner(context: &Context, options: &RunnerOptions) -> Result<ExitCode> {
+    context.packages.ensure(&[options.emulator.tool()])?;
+    let kernel = assets::kernel(&context.packages)?;
+    let busybox = assets::busybox(&context.packages)?;
+    let directory = RunDirectory::new()?;
+    let initramfs = directory.0.join("initramfs");
+    image::write(options.emulator, &kernel, &busybox, &options.program, &options.arguments, &initramfs)?;
+    let mut machine = Machine::boot(options.emulator, &kernel, &initramfs, &directory.0)?;
+    let code = machine.follow()?;
+    note(format!("{}: the program ended with {code}", options.emulator.describe()));
+    Ok(ExitCode::from(code))
+}
+
+/// The tests of sessions on KVM, with this program as cargo's runner.
+///
+/// # Errors
+/// If this program's path can't be one of a runner.
+pub fn tests(emulator: Emulator) -> Result<Command> {
+    let executable = std::env::current_exe()?;
+    let path = executable.to_str().context("the path of this program is no text")?;
+    if path.contains(char::is_whitespace) {
+        bail!("{path} contains a blank, which cargo's runner cannot have");
+    }
+    let variable = TARGET.replace('-', "_").to_uppercase();
+    let mut command = cargo();
+    command
+        .args(["test", "--no-fail-fast", "--target", TARGET, "--package", "guest-debug", "--test", "kvm_x86_64"])
+        .args(["--", "--test-threads=1"])
+        // They would win over the target's own flags.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        // The host has no C library.
+        .env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-C target-feature=+crt-static")
+        .env(format!("CARGO_TARGET_{variable}_RUNNER"), format!("{path} x86-runner {}", emulator.name()));
+    Ok(command)
+}
+
+/// A directory for one run, removed at its end.
+struct RunDirectory(PathBuf);
+
+impl RunDirectory {
+    fn new() -> Result<Self> {
+        let directory = paths::cache().join("x86_64").join(format!("run-{}", std::process::id()));
+        paths::remove(&directory)?;
+        std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = paths::remove(&self.0) {
+            note(format!("{error:#}"));
+        }
+    }
+}
