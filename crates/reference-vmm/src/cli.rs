@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use guest_debug_gdb::ListenAddress;
 use std::path::PathBuf;
 
-/// Small arm64 VMM with a guest debugger.
+/// Small VMM with a guest debugger.
 #[derive(Debug, Parser)]
 #[command(name = "reference-vmm", version)]
 pub struct Cli {
@@ -85,7 +85,8 @@ impl Command {
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// arm64 Linux Image, ELF file, or flat binary (loaded and entered at 0x80000000)
+    /// arm64: Linux Image, ELF file, or flat binary (loaded and entered at 0x80000000); x86_64: Linux bzImage, ELF file, or
+    /// flat binary (at 0x100000)
     #[arg(long, value_name = "PATH")]
     kernel: PathBuf,
     /// Initramfs for Linux

@@ -14,7 +14,7 @@ pub const CMDLINE_CAPACITY: usize = 2048;
 /// A VM, as the user asked for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
-    /// arm64 Linux `Image`, ELF file or flat binary.
+    /// arm64 Linux `Image` or x86_64 `bzImage`, ELF file or flat binary.
     pub kernel: PathBuf,
     /// Initramfs for Linux.
     pub initrd: Option<PathBuf>,

@@ -9,7 +9,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum VmError {
     /// A VM can't be run on this machine.
-    #[error("reference-vmm runs guests on arm64 hosts with /dev/kvm only; this one is {0}")]
+    #[error("that needs an arm64 host with /dev/kvm; this one is {0}")]
     UnsupportedHost(&'static str),
     /// A setting is outside its range.
     #[error("{name} is {value}; it can be {acceptable}")]
@@ -128,6 +128,12 @@ pub enum VmError {
     /// The debug session or its server failed.
     #[error("debugger: {0}")]
     Debug(String),
+}
+
+impl From<guest_debug::SessionError> for VmError {
+    fn from(error: guest_debug::SessionError) -> Self {
+        Self::Debug(error.to_string())
+    }
 }
 
 impl VmError {

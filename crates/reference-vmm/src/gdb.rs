@@ -2,7 +2,7 @@
 
 use crate::error::VmError;
 use guest_debug::DebugSession;
-use guest_debug_gdb::{GdbServer, ListenAddress, SessionVm};
+use guest_debug_gdb::{GdbArch, GdbServer, ListenAddress, SessionVm};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -13,9 +13,9 @@ const FAREWELL: Duration = Duration::from_secs(30);
 
 /// A gdb server on its own thread.
 #[derive(Debug)]
-pub struct Server {
-    vm: SessionVm,
-    session: Arc<DebugSession>,
+pub struct Server<A: GdbArch> {
+    vm: SessionVm<A>,
+    session: Arc<DebugSession<A>>,
     shutdown: EventFd,
     thread: JoinHandle<()>,
 }
@@ -31,13 +31,13 @@ pub fn bind(address: &ListenAddress) -> Result<GdbServer, VmError> {
     Ok(server)
 }
 
-impl Server {
+impl<A: GdbArch> Server<A> {
     /// Serves clients from now on.
     ///
     /// # Errors
     ///
     /// [`VmError::Os`] for lack of a thread or a descriptor.
-    pub fn start(server: GdbServer, session: Arc<DebugSession>, vm: SessionVm) -> Result<Self, VmError> {
+    pub fn start(server: GdbServer, session: Arc<DebugSession<A>>, vm: SessionVm<A>) -> Result<Self, VmError> {
         let shutdown = EventFd::new(EFD_NONBLOCK).map_err(VmError::io("eventfd"))?;
         let (served, end) = (vm.clone(), shutdown.try_clone().map_err(VmError::io("dup"))?);
         let body = move || {

@@ -12,7 +12,8 @@
 //! * [`state`], [`snapshot`], [`migration`]: a VM as data, in a directory and on its way to another process.
 //! * [`inspect`]: a VM that was saved, looked at without running it.
 //! * [`operations`], [`control_socket`]: what can be asked of a running VM.
-//! * `kvm`: the VM itself. The only arm64 code; everything else compiles and is tested on every host.
+//! * `kvm`: the VM itself on arm64. `pc`: the VM itself on x86_64, which boots and debugs, and is neither saved nor moved yet.
+//!   Everything else compiles and is tested on every host.
 
 pub mod arrival;
 pub mod boot;
@@ -34,6 +35,8 @@ pub mod memory;
 pub mod migration;
 pub mod mmio;
 pub mod operations;
+#[cfg(target_arch = "x86_64")]
+pub mod pc;
 pub mod run;
 pub mod serial;
 pub mod signals;

@@ -18,10 +18,19 @@ pub const PAGE: u64 = 4096;
 ///
 /// [`VmError::Memory`] when the system does not give that much.
 pub fn allocate(mib: u64) -> Result<Arc<Ram>, VmError> {
+    allocate_at(RAM_BASE, mib)
+}
+
+/// The same from `base`.
+///
+/// # Errors
+///
+/// As [`allocate`].
+pub fn allocate_at(base: u64, mib: u64) -> Result<Arc<Ram>, VmError> {
     let error = |reason: String| VmError::Memory { mib, reason };
     let bytes = mib.checked_mul(1 << 20).and_then(|bytes| usize::try_from(bytes).ok());
     let bytes = bytes.ok_or_else(|| error("the size does not fit in an address".to_owned()))?;
-    let ram = Ram::from_ranges(&[(GuestAddress(RAM_BASE), bytes)]).map_err(|e| error(e.to_string()))?;
+    let ram = Ram::from_ranges(&[(GuestAddress(base), bytes)]).map_err(|e| error(e.to_string()))?;
     Ok(Arc::new(ram))
 }
 

@@ -49,7 +49,7 @@ pub struct Surroundings {
 /// # Errors
 ///
 /// Whatever keeps the VM from starting, or ends it otherwise.
-#[cfg(target_arch = "aarch64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> {
     use crate::arrival::Arrival;
     use crate::console::{self, RawMode};
@@ -87,7 +87,7 @@ pub fn run(origin: &Origin, surroundings: &Surroundings) -> Result<(), VmError> 
     finish(control, result)
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 fn finish(control: Option<crate::control_socket::ControlServer>, result: Result<(), VmError>) -> Result<(), VmError> {
     if let Some(control) = control {
         control.finish();
@@ -142,12 +142,32 @@ fn make(
     }
 }
 
-/// Checks the settings and the files, and says that guests need an arm64 host.
+/// Boots it. What was saved or comes from elsewhere is an arm64 guest, and is refused.
+#[cfg(target_arch = "x86_64")]
+fn make(
+    origin: &Origin,
+    surroundings: &Surroundings,
+    _: &crate::arrival::Arrival,
+) -> Result<Option<crate::pc::Vm>, VmError> {
+    match origin {
+        Origin::Boot(config) => crate::pc::Vm::new(config, Box::new(std::io::stdout())).map(Some),
+        Origin::Snapshot(directory) => {
+            let mut snapshot = crate::snapshot::Snapshot::open(directory)?;
+            if surroundings.without_session {
+                snapshot.state.guest_debug = None;
+            }
+            Err(VmError::UnsupportedHost(std::env::consts::ARCH))
+        }
+        Origin::Migration(_) => Err(VmError::UnsupportedHost(std::env::consts::ARCH)),
+    }
+}
+
+/// Checks the settings and the files, and says that guests need another host.
 ///
 /// # Errors
 ///
 /// Always: what is wrong with them, or else [`VmError::UnsupportedHost`].
-#[cfg(not(target_arch = "aarch64"))]
+#[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
 pub fn run(origin: &Origin, _: &Surroundings) -> Result<(), VmError> {
     match origin {
         Origin::Boot(config) => {
@@ -160,22 +180,21 @@ pub fn run(origin: &Origin, _: &Surroundings) -> Result<(), VmError> {
     Err(VmError::UnsupportedHost(std::env::consts::ARCH))
 }
 
-#[cfg(all(test, not(target_arch = "aarch64")))]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
 
     #[test]
-    fn other_hosts_are_refused_by_name() {
-        let boot = |config| run(&Origin::Boot(config), &Surroundings::default()).unwrap_err();
+    fn what_is_no_pc_is_refused_by_name() {
+        let run = |origin| run(&origin, &Surroundings::default()).unwrap_err();
         let config = VmConfig::new(std::env::current_exe().unwrap());
-        let error = boot(VmConfig { cpus: 0, ..config });
+        let error = run(Origin::Boot(VmConfig { cpus: 0, ..config.clone() }));
         assert!(matches!(error, VmError::Setting { name: "--cpus", .. }), "{error}");
-        assert!(boot(VmConfig::new("/dev/null")).to_string().starts_with("/dev/null: size is 0x0"));
-        let file = vmm_sys_util::tempfile::TempFile::new().unwrap();
-        std::io::Write::write_all(&mut file.as_file(), b"x").unwrap();
-        let error = boot(VmConfig::new(file.as_path())).to_string();
-        assert!(error.contains("arm64") && error.contains(std::env::consts::ARCH), "{error}");
-        let error = run(&Origin::Snapshot("/nonexistent".into()), &Surroundings::default()).unwrap_err().to_string();
+        let error = run(Origin::Boot(VmConfig { memory_mib: 4096, ..config }));
+        assert!(error.to_string().contains("at most 3072 for x86_64 guests"), "{error}");
+        let error = run(Origin::Snapshot("/nonexistent".into())).to_string();
         assert!(error.contains("/nonexistent/state.json"), "{error}");
+        let error = run(Origin::Migration("unix:/nonexistent".parse().unwrap())).to_string();
+        assert!(error.contains("arm64") && error.contains("x86_64"), "{error}");
     }
 }

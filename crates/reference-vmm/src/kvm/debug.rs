@@ -7,8 +7,8 @@ use crate::error::VmError;
 use guest_debug::arm64::Reg;
 use guest_debug::state::GuestDebugState;
 use guest_debug::{
-    DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, Restore, SessionError, VcpuDebugger, VcpuError,
-    VcpuId, VmHost, Wait,
+    DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, Restore, VcpuDebugger, VcpuError, VcpuId,
+    VmHost, Wait,
 };
 use kvm_bindings::kvm_debug_exit_arch;
 use kvm_ioctls::VcpuFd;
@@ -57,12 +57,6 @@ fn caps(machine: &Machine, limits: &DebugLimits) -> DebugCaps {
         hw_bps: limits.breakpoints.map_or(caps.hw_bps, |limit| limit.min(caps.hw_bps)),
         hw_wps: limits.watchpoints.map_or(caps.hw_wps, |limit| limit.min(caps.hw_wps)),
         ..caps
-    }
-}
-
-impl From<SessionError> for VmError {
-    fn from(error: SessionError) -> Self {
-        Self::Debug(error.to_string())
     }
 }
 
