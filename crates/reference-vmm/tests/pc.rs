@@ -63,16 +63,19 @@ impl Running {
         }
         let file = TempFile::new().unwrap();
         file.as_file().write_all(&code.concat()).unwrap();
-        let printed = Arc::<Mutex<Vec<u8>>>::default();
-        let config = VmConfig { cpus, memory_mib: 16, debug, ..VmConfig::new(file.as_path()) };
-        let vm = Arc::new(Vm::new(&config, Box::new(Sink(printed.clone()))).unwrap());
-        let running = vm.clone();
-        let thread = std::thread::spawn(move || running.run().map_err(|error| error.to_string()));
-        let running = Self { vm, printed, thread: Some(thread) };
+        let running = Self::of(&VmConfig { cpus, memory_mib: 16, debug, ..VmConfig::new(file.as_path()) });
         if let Some(session) = running.vm.session() {
             session.attach().unwrap();
         }
         Some(running)
+    }
+
+    fn of(config: &VmConfig) -> Self {
+        let printed = Arc::<Mutex<Vec<u8>>>::default();
+        let vm = Arc::new(Vm::new(config, Box::new(Sink(printed.clone()))).unwrap());
+        let running = vm.clone();
+        let thread = std::thread::spawn(move || running.run().map_err(|error| error.to_string()));
+        Self { vm, printed, thread: Some(thread) }
     }
 
     fn get(&self, vcpu: usize, reg: Reg) -> u64 {
@@ -147,6 +150,41 @@ fn the_first_instruction_finds_what_linux_would() {
     assert_eq!(session.read_memory(V0, Gva(ZERO_PAGE + 0x202), 4).unwrap(), b"HdrS");
     assert_eq!(session.read_memory(V0, Gva(HIGH_RAM), 4).unwrap(), POWER_OFF[..4]);
     assert_eq!(vm.end().0, Ok(()));
+}
+
+#[test]
+fn linux_boots_on_two_vcpus_is_stepped_and_powers_off() {
+    let files = ["KERNEL", "INITRD"].map(|name| std::env::var_os(format!("GUEST_DEBUG_FILE_{name}")));
+    let [Some(kernel), Some(initrd)] = files else { return skipped("no kernel and initramfs were given") };
+    let cmdline = "console=ttyS0 quiet nokaslr mitigations=off tsc=reliable".to_owned();
+    let config = VmConfig {
+        initrd: Some(initrd.into()),
+        cmdline,
+        cpus: 2,
+        memory_mib: 256,
+        debug: DebugMode::Run,
+        ..VmConfig::new(kernel)
+    };
+    let vm = Running::of(&config);
+    let deadline = Instant::now() + Duration::from_secs(300);
+    let printed = || String::from_utf8_lossy(&vm.printed.lock().unwrap()).into_owned();
+    while !printed().contains("guest is ready with 2 processors") {
+        let ended = vm.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        assert!(!ended && Instant::now() < deadline, "it did not boot:\n{}", printed());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let session = vm.vm.session().unwrap();
+    session.attach().unwrap();
+    let mut places = std::collections::BTreeSet::new();
+    for _ in 0..50 {
+        let stop = vm.go(&[(V0, ResumeAction::Step), (VcpuId(1), ResumeAction::Stay)]);
+        assert_eq!(stop, StopReason::Step);
+        places.insert(vm.get(0, Reg::Rip));
+    }
+    assert!(places.len() > 5, "{places:x?}");
+    let pc = Gva(vm.get(0, Reg::Rip));
+    assert!(session.read_memory(V0, pc, 16).is_ok(), "its own page tables lead to its code");
+    assert_eq!(vm.end().0, Ok(()), "it powers off");
 }
 
 #[test]

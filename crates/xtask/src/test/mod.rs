@@ -75,7 +75,7 @@ pub fn test(context: &Context, options: &TestOptions) -> Result<ExitCode> {
         "documentation",
         cargo().args(["doc", "--quiet", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"),
     );
-    on_x86_64(options, host_is_possible, &mut report);
+    on_x86_64(context, options, host_is_possible, &mut report);
     if options.no_host {
         report.skip("tests on the KVM host", "left out by --no-host");
         report.skip("scenarios", "left out by --no-host");
@@ -98,7 +98,7 @@ fn get_packages(context: &Context) -> Result<()> {
 }
 
 /// The tests of x86_64 sessions on KVM that `/dev/kvm` of this machine, if there is one, has not been enough for.
-fn on_x86_64(options: &TestOptions, possible: bool, report: &mut Report) {
+fn on_x86_64(context: &Context, options: &TestOptions, possible: bool, report: &mut Report) {
     for emulator in Emulator::ALL {
         let name = format!("x86_64 tests, {}", emulator.describe());
         if options.no_host {
@@ -108,7 +108,7 @@ fn on_x86_64(options: &TestOptions, possible: bool, report: &mut Report) {
         } else if !possible {
             report.skip(&name, "the packages for it cannot be had");
         } else {
-            match x86_64::tests(emulator) {
+            match x86_64::tests(context, emulator) {
                 Ok(mut command) => report.cargo_test(&name, &mut command),
                 Err(error) => report.fail(&name, &format!("{error:#}")),
             }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+use crate::cpio::Archive;
 use crate::packages::Packages;
 use crate::paths;
 
@@ -35,6 +36,30 @@ pub(super) fn kernel(packages: &Packages) -> Result<Kernel> {
         .find(|path| path.exists())
         .with_context(|| format!("no modules of {release} in {}", directory.display()))?;
     Ok(Kernel { image, modules })
+}
+
+/// Init of a Linux guest: says that it is there and how many processors it has, and goes after a while.
+const GUEST_INIT: &str = r"#!/bin/busybox sh
+/bin/busybox mkdir -p /proc
+/bin/busybox mount -t proc proc /proc
+echo guest is ready with $(/bin/busybox grep -c ^processor /proc/cpuinfo) processors
+/bin/busybox sleep 3
+/bin/busybox poweroff -f
+";
+
+/// An initramfs for a Linux guest.
+pub(super) fn guest(packages: &Packages) -> Result<PathBuf> {
+    let mut archive = Archive::new();
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.file("bin/busybox", 0o755, &fs::read(busybox(packages)?)?);
+    archive.file("init", 0o755, GUEST_INIT.as_bytes());
+    let bytes = archive.finish();
+    let name = format!("guest-{}.cpio", paths::fingerprint(&[&bytes]));
+    let path = paths::cache().join("x86_64").join(name);
+    if !path.exists() {
+        paths::create_atomically(&path, |partial| Ok(fs::write(partial, &bytes)?))?;
+    }
+    Ok(path)
 }
 
 /// Debian's static busybox; downloaded the first time.

@@ -1,7 +1,7 @@
 //! The initramfs: busybox, KVM's modules, and the program.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -24,6 +24,7 @@ const INIT: &str = r#"#!/bin/busybox sh
 while read -r module; do /bin/busybox insmod /modules/$module; done </modules/order
 set --
 while IFS= read -r argument; do set -- "$@" "$argument"; done </arguments
+while IFS= read -r file; do export "$file"; done </files/list
 echo "BEGIN"
 /program "$@" 2>&1
 echo "END$?"
@@ -31,18 +32,21 @@ echo "END$?"
 /bin/busybox poweroff -f
 "#;
 
+/// What is in it beside the kernel's modules.
+pub(super) struct Contents<'a> {
+    pub(super) busybox: &'a Path,
+    pub(super) program: &'a Path,
+    pub(super) arguments: &'a [String],
+    /// Files of this machine, by the variables that name them to the program.
+    pub(super) files: &'a [(String, PathBuf)],
+}
+
 /// Writes it.
 ///
 /// # Errors
 /// If a part of it cannot be read, or it not be written.
-pub(super) fn write(
-    emulator: Emulator,
-    kernel: &Kernel,
-    busybox: &Path,
-    program: &Path,
-    arguments: &[String],
-    path: &Path,
-) -> Result<()> {
+pub(super) fn write(emulator: Emulator, kernel: &Kernel, contents: &Contents<'_>, path: &Path) -> Result<()> {
+    let Contents { busybox, program, arguments, files } = contents;
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut archive = Archive::new();
     for directory in ["proc", "sys", "dev", "tmp"] {
@@ -57,6 +61,13 @@ pub(super) fn write(
         0o644,
         arguments.iter().map(|argument| format!("{argument}\n")).collect::<String>().as_bytes(),
     );
+    let mut list = String::new();
+    for (name, file) in *files {
+        let place = format!("files/{name}");
+        archive.file(&place, 0o644, &read(file)?);
+        list.push_str(&format!("{name}=/{place}\n"));
+    }
+    archive.file("files/list", 0o644, list.as_bytes());
     let vendor = match emulator {
         Emulator::Qemu => "kvm_amd",
         Emulator::Bochs => "kvm_intel",

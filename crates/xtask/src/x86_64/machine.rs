@@ -141,7 +141,7 @@ fn tied(program: &str) -> Command {
 fn qemu(kernel: &Kernel, initramfs: &Path, console: &Path) -> Command {
     let mut command = tied("qemu-system-x86_64");
     command
-        .args(["-M", "q35", "-cpu", "EPYC,+svm", "-smp", "1", "-m", "512", "-accel", "tcg"])
+        .args(["-M", "q35", "-cpu", "EPYC,+svm", "-smp", "2", "-m", "1024", "-accel", "tcg"])
         .args(["-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none"])
         .arg("-serial")
         .arg(format!("file:{}", console.display()))

@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::packages::Tool;
 use crate::paths;
 use crate::progress::note;
+use crate::runner::FILE_VARIABLE;
 use crate::toolchain::cargo;
 use machine::Machine;
 
@@ -93,18 +94,30 @@ pub fn runner(context: &Context, options: &RunnerOptions) -> Result<ExitCode> {
     let busybox = assets::busybox(&context.packages)?;
     let directory = RunDirectory::new()?;
     let initramfs = directory.0.join("initramfs");
-    image::write(options.emulator, &kernel, &busybox, &options.program, &options.arguments, &initramfs)?;
+    let contents = image::Contents {
+        busybox: &busybox,
+        program: &options.program,
+        arguments: &options.arguments,
+        files: &files(),
+    };
+    image::write(options.emulator, &kernel, &contents, &initramfs)?;
     let mut machine = Machine::boot(options.emulator, &kernel, &initramfs, &directory.0)?;
     let code = machine.follow()?;
     note(format!("{}: the program ended with {code}", options.emulator.describe()));
     Ok(ExitCode::from(code))
 }
 
-/// The tests of sessions on KVM, with this program as cargo's runner.
+/// The files that the program wants, by the variables that name them.
+fn files() -> Vec<(String, PathBuf)> {
+    let files = std::env::vars().filter(|(name, _)| name.starts_with(FILE_VARIABLE));
+    files.map(|(name, path)| (name, path.into())).collect()
+}
+
+/// The tests of x86_64 guests on KVM, with this program as cargo's runner.
 ///
 /// # Errors
-/// If this program's path can't be one of a runner.
-pub fn tests(emulator: Emulator) -> Result<Command> {
+/// If this program's path can't be one of a runner, or the guest's files can't be had.
+pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
     let executable = std::env::current_exe()?;
     let path = executable.to_str().context("the path of this program is no text")?;
     if path.contains(char::is_whitespace) {
@@ -113,7 +126,8 @@ pub fn tests(emulator: Emulator) -> Result<Command> {
     let variable = TARGET.replace('-', "_").to_uppercase();
     let mut command = cargo();
     command
-        .args(["test", "--no-fail-fast", "--target", TARGET, "--package", "guest-debug", "--test", "kvm_x86_64"])
+        .args(["test", "--no-fail-fast", "--target", TARGET])
+        .args(["--package", "guest-debug", "--test", "kvm_x86_64", "--package", "reference-vmm", "--test", "pc"])
         .args(["--", "--test-threads=1"])
         // They would win over the target's own flags.
         .env_remove("RUSTFLAGS")
@@ -121,6 +135,12 @@ pub fn tests(emulator: Emulator) -> Result<Command> {
         // The host has no C library.
         .env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-C target-feature=+crt-static")
         .env(format!("CARGO_TARGET_{variable}_RUNNER"), format!("{path} x86-runner {}", emulator.name()));
+    if emulator == Emulator::Qemu {
+        // In Bochs a Linux guest would take very long to boot.
+        command
+            .env(format!("{FILE_VARIABLE}KERNEL"), assets::kernel(&context.packages)?.image)
+            .env(format!("{FILE_VARIABLE}INITRD"), assets::guest(&context.packages)?);
+    }
     Ok(command)
 }
 
