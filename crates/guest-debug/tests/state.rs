@@ -414,6 +414,62 @@ fn a_session_that_has_changed_since_it_was_sent_is_brought_up_to_date() {
 }
 
 #[test]
+fn a_session_is_armed_before_the_registers_are_there_if_it_needs_none() {
+    let vm = Vm::new(2, &LOOP).start();
+    vm.session.insert(V0, software(RAM + 8)).unwrap();
+    let stopped = vm.session.save().unwrap();
+    vm.session.insert(V0, hardware(RAM + 0x2000)).unwrap();
+    vm.load(RAM + 0x1000, &[branch(0)]);
+    (0..2).for_each(|id| vm.set(id, Reg::Pc, RAM + 0x1000));
+    vm.session.resume(&[]).unwrap();
+    vm.session.freeze().unwrap();
+    let running = vm.session.save().unwrap();
+    let other = vm.restored(running.state(), CAPS, Restore::Arm);
+    other.session.plant_ahead(WHOLE.0, WHOLE.1).unwrap();
+    assert!(other.session.arm_ahead().unwrap());
+    assert!(other.session.arm_ahead().unwrap(), "it is");
+    // The page with the breakpoint comes once more.
+    other.load(RAM, &LOOP);
+    other.session.plant_ahead(GuestAddress(RAM), 16).unwrap();
+    assert_eq!(other.word(RAM + 8), BRK);
+
+    // The source has something to say after all: everybody stands still, and the hardware breakpoint is gone.
+    let state = GuestDebugState { software: Vec::new(), ..GuestDebugState::clone(stopped.state()) };
+    other.session.update(StateUpdate { same_software: true, state }).unwrap();
+    assert_eq!(other.session.state().unwrap(), **stopped.state());
+    assert!(other.session.arm_ahead().unwrap());
+    let state = GuestDebugState::clone(running.state());
+    other.session.update(StateUpdate { same_software: false, state: state.clone() }).unwrap();
+    assert_eq!(other.word(RAM + 8), NOP, "a list of its own is planted anew");
+    assert!(other.session.arm_ahead().unwrap());
+    assert_eq!(other.word(RAM + 8), BRK);
+    other.session.arm().unwrap();
+    let update = StateUpdate { same_software: false, state };
+    assert!(matches!(other.session.update(update), Err(SessionError::InForce)));
+    (0..2).for_each(|id| other.set(id, Reg::Pc, RAM));
+    let other = other.run();
+    other.session.attach().unwrap();
+    assert_eq!(other.stop().reason, StopReason::SoftwareBreakpoint(Gva(RAM + 8)));
+}
+
+#[test]
+fn a_stop_that_is_to_be_told_needs_registers() {
+    let vm = Vm::new(1, &LOOP).start();
+    vm.session.insert(V0, software(RAM + 8)).unwrap();
+    vm.session.resume(&[]).unwrap();
+    let hit = vm.stop();
+    let other = vm.restored(&save(&vm), CAPS, Restore::Arm);
+    assert!(!other.session.arm_ahead().unwrap());
+    assert_eq!(other.word(RAM + 8), NOP, "nothing is done");
+    other.session.arm().unwrap();
+    let other = other.run();
+    other.session.attach().unwrap();
+    assert_eq!(other.stop(), hit);
+    let asleep = vm.restored(&vm.session.state().unwrap(), CAPS, Restore::Dormant);
+    assert!(matches!(asleep.session.arm_ahead(), Err(SessionError::NotStopped(V0))));
+}
+
+#[test]
 fn an_update_is_not_believed_either() {
     let vm = Vm::new(1, &LOOP).start();
     vm.session.insert(V0, software(RAM + 8)).unwrap();

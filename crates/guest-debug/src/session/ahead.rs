@@ -29,6 +29,11 @@ impl Ahead {
         Self { pages: rest.iter().copied().collect(), rest }
     }
 
+    /// The same pages, with nothing left to do until one is written again.
+    fn all_done(&self) -> Self {
+        Self { pages: self.pages.clone(), rest: BTreeSet::new() }
+    }
+
     fn written<A: Arch>(
         &mut self,
         software: &mut SoftwareBreakpoints<A>,
@@ -72,7 +77,8 @@ impl<A: Arch> DebugSession<A> {
     /// [`SessionError::Frozen`].
     pub fn plant_ahead(&self, address: GuestAddress, length: u64) -> Result<(), SessionError> {
         let mut tables = self.thawed()?;
-        let Tables { restored: Some(restored), ahead, .. } = &mut *tables else { return Ok(()) };
+        let Tables { restored, early, ahead, .. } = &mut *tables;
+        let Some(restored) = restored.as_ref().or(early.as_ref()) else { return Ok(()) };
         let mut software = self.software_mut();
         let ahead = match ahead {
             Some(ahead) => ahead,
@@ -85,6 +91,30 @@ impl<A: Arch> DebugSession<A> {
         Ok(ahead.written(&mut software, &*self.ram, address, length)?)
     }
 
+    /// Arms a restored session before the vCPUs' registers are there, if it can be without them: no stop is to be told, and no
+    /// software breakpoint has to stand in. Answers whether it could be. [`Self::arm`] is still to be called, and has nothing
+    /// to do then; until it is, no vCPU may run, and [`Self::update`] and [`Self::plant_ahead`] work as before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::arm`]; [`SessionError::NotStopped`] for a dormant session.
+    pub fn arm_ahead(&self) -> Result<bool, SessionError> {
+        let mut tables = self.thawed()?;
+        let Some(restored) = tables.restored.clone() else { return Ok(tables.early.is_some()) };
+        self.waits_to_be_armed()?;
+        let state = &restored.beside;
+        let stops = state.reported.is_some() || !state.pending.is_empty() || !state.put_aside.is_empty();
+        let told = state.vcpus.iter().any(|vcpu| vcpu.told.is_some());
+        if stops || told || state::fits_host::<A>(state, &self.caps)?.as_software > 0 {
+            return Ok(false);
+        }
+        let ahead = tables.ahead.as_ref().map(Ahead::all_done);
+        self.arm_now(&mut tables)?;
+        tables.ahead = Some(ahead.unwrap_or_else(|| Ahead::new(&self.software())));
+        tables.early = Some(restored);
+        Ok(true)
+    }
+
     /// The source's session has changed since its state was sent ahead: from now on this one has been restored from what that
     /// has become. If it has other software breakpoints than before, those that were planted ahead are taken out.
     ///
@@ -94,17 +124,26 @@ impl<A: Arch> DebugSession<A> {
     /// restored; nothing has changed then. [`SessionError::Ram`] when an original instruction can't be put back.
     pub fn update(&self, update: StateUpdate) -> Result<(), SessionError> {
         let mut tables = self.thawed()?;
-        let Some(before) = tables.restored.clone() else { return Err(SessionError::InForce) };
+        let before = tables.restored.as_ref().or(tables.early.as_ref()).cloned().ok_or(SessionError::InForce)?;
         let StateUpdate { same_software, state } = update;
         if same_software {
             state::check_but_for_software::<A>(&state, !before.software.is_empty())?;
         } else {
             state::check_as::<A>(&state)?;
         }
-        if self.waits_to_be_armed().is_ok() {
+        if tables.early.is_some() || self.waits_to_be_armed().is_ok() {
             state::fits_host::<A>(&state, &self.caps)?;
         }
         let mut restored = Restored::new(state.into(), self.vcpus.len())?;
+        if tables.early.is_some() {
+            // As if it had not been armed; its breakpoints are planted still.
+            for (_, slot) in self.slots() {
+                // No thread is there to be kicked.
+                let _ = slot.request_stop();
+            }
+            let ahead = tables.ahead.take();
+            *tables = Tables { ahead, ..Tables::default() };
+        }
         if same_software {
             restored.software = before.software.clone();
         } else if tables.ahead.take().is_some() {

@@ -267,7 +267,10 @@ impl<A: Arch> VcpuSlot<A> {
             // From here on it counts as running, even before its thread wakes. One that stays needs no waking, and with
             // hundreds of them that is most of what it costs to restore a session.
             shared.parked &= shared.paused;
-            self.changed.notify_all();
+            // A thread that has not come yet does not wait either.
+            if shared.online {
+                self.changed.notify_all();
+            }
         }
         shared.order = order;
         shared.plan = plan;

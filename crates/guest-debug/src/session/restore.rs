@@ -86,12 +86,20 @@ impl<A: Arch> DebugSession<A> {
     /// Nothing runs or is planted then.
     pub fn arm(&self) -> Result<Vec<Gva>, SessionError> {
         let mut tables = self.thawed()?;
+        if tables.early.take().is_some() {
+            tables.ahead = None;
+            return Ok(Vec::new());
+        }
+        self.arm_now(&mut tables)
+    }
+
+    pub(super) fn arm_now(&self, tables: &mut Tables) -> Result<Vec<Gva>, SessionError> {
         let Some(restored) = tables.restored.clone() else { return Ok(Vec::new()) };
         if self.host.get().is_none() {
             return Err(SessionError::Host);
         }
         self.all_stopped()?;
-        self.take_over(&mut tables)?;
+        self.take_over(tables)?;
         let plan = Arc::new(tables.plan::<A>());
         for ((id, slot), vcpu) in self.slots().zip(&restored.beside.vcpus) {
             let action = match vcpu.mode {
@@ -160,6 +168,7 @@ impl<A: Arch> DebugSession<A> {
             held: state.held,
             restored: None,
             ahead: None,
+            early: None,
             hardware: state.hardware.iter().copied().map(Gva).collect(),
             stand_ins: also_software.into_iter().collect(),
             watches: state

@@ -35,6 +35,8 @@ pub(super) struct Tables {
     pub(super) restored: Option<Arc<Restored>>,
     /// How far its software breakpoints are planted, where they are while guest memory still arrives.
     pub(super) ahead: Option<Ahead>,
+    /// It is armed ahead of the VMM's word, and can still be given another state: what it was armed from.
+    pub(super) early: Option<Arc<Restored>>,
     /// The VM was made to wait for a client, and none has resumed it yet.
     pub(super) held: bool,
     pub(super) hardware: BTreeSet<Gva>,

@@ -148,6 +148,13 @@ impl Destination for Receiver {
         }
     }
 
+    fn arm_ahead(&self, prepared: &Prepared) -> Result<(), VmError> {
+        if let Some(session) = prepared.session.as_ref().filter(|_| self.debug == DebugMode::Run) {
+            session.arm_ahead()?;
+        }
+        Ok(())
+    }
+
     fn restore(&self, Prepared { machine, session }: Prepared, state: &VmState) -> Result<Vm, VmError> {
         Vm::restored_with(machine, session, state, self.debug)
     }

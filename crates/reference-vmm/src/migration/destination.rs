@@ -40,6 +40,13 @@ pub trait Destination {
     /// Why breakpoints can't be planted there.
     fn written(&self, machine: &Self::Machine, address: GuestAddress, length: u64) -> Result<(), VmError>;
 
+    /// The guest stands still and nothing has come: arms the debug session that was offered, if that can be done ahead.
+    ///
+    /// # Errors
+    ///
+    /// What this host lacks.
+    fn arm_ahead(&self, machine: &Self::Machine) -> Result<(), VmError>;
+
     /// Restores everything but the debug session.
     ///
     /// # Errors
@@ -70,7 +77,7 @@ pub fn receive<D: Destination>(
     let machine = prepare(destination, &mut reader).inspect_err(|error| refuse(&mut writer, error))?;
     send_now(&mut writer, Kind::Accept, &[])?;
     progress("accepted, memory is coming".to_owned());
-    let arriving = Arriving { destination, machine, unplanted: Vec::new(), cost: Cost::default() };
+    let arriving = Arriving { destination, machine, unplanted: Vec::new(), to_arm: false, cost: Cost::default() };
     let (vm, session) = arriving.take(&mut reader).inspect_err(|error| refuse(&mut writer, error))?;
     progress("restored".to_owned());
     send_duration(&mut writer, Kind::Ready, session)?;
@@ -92,6 +99,8 @@ struct Arriving<'a, D: Destination> {
     machine: D::Machine,
     /// Where memory has come, and breakpoints are still to be planted.
     unplanted: Vec<Range<u64>>,
+    /// The guest stands still, and its debug session may be armed: done where there is time for it.
+    to_arm: bool,
     cost: Cost,
 }
 
@@ -112,6 +121,7 @@ impl<D: Destination> Arriving<'_, D> {
             // While there is nothing else to do, but not endlessly later.
             if reader.buffer().is_empty() || self.unplanted.len() >= MANY_RANGES {
                 self.plant()?;
+                self.arm_ahead()?;
             }
             let frame = Frame::read(reader)?;
             self.cost.next_came(frame.began);
@@ -124,7 +134,7 @@ impl<D: Destination> Arriving<'_, D> {
                     let (offset, length) = frame.zeroes()?;
                     self.clear(offset, length)?;
                 }
-                Kind::Stopped => self.cost = Cost::default(),
+                Kind::Stopped => (self.cost, self.to_arm) = (Cost::default(), true),
                 Kind::State => {
                     self.plant()?;
                     self.cost.next_came(Instant::now());
@@ -171,6 +181,15 @@ impl<D: Destination> Arriving<'_, D> {
             Some(last) if last.end == at.0 => last.end += length,
             _ => self.unplanted.push(at.0..at.0 + length),
         }
+    }
+
+    fn arm_ahead(&mut self) -> Result<(), VmError> {
+        if std::mem::take(&mut self.to_arm) {
+            let started = Instant::now();
+            self.destination.arm_ahead(&self.machine)?;
+            self.cost.add(started);
+        }
+        Ok(())
     }
 
     fn plant(&mut self) -> Result<(), VmError> {
