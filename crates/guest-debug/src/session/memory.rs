@@ -25,8 +25,8 @@ impl<A: Arch> DebugSession<A> {
         let mut data = Vec::new();
         while data.len() < length {
             let at = address.0.wrapping_add(data.len() as u64);
-            match self.read_piece(&regime, at, length - data.len()) {
-                Ok(piece) => data.extend(piece),
+            match self.append_piece(&regime, at, length - data.len(), &mut data) {
+                Ok(()) => {}
                 Err(error) if data.is_empty() => return Err(error),
                 Err(_) => break,
             }
@@ -34,13 +34,27 @@ impl<A: Arch> DebugSession<A> {
         Ok(data)
     }
 
-    fn read_piece(&self, regime: &A::Regime, at: u64, left: usize) -> Result<Vec<u8>, SessionError> {
+    /// Appends what is contiguous from `at` on, or nothing.
+    fn append_piece(&self, regime: &A::Regime, at: u64, left: usize, data: &mut Vec<u8>) -> Result<(), SessionError> {
         let (gpa, run) = self.run_of(regime, at)?;
         let whole = left.min(run).min(CHUNK);
         // A block may reach beyond RAM; up to the end of its page it can't.
         let page = whole.min(PAGE - (gpa.0 % PAGE as u64) as usize);
-        let read = |length| self.read_physical(gpa, length);
-        read(whole).or_else(|error| if page < whole { read(page) } else { Err(error) })
+        match self.append_physical(gpa, whole, data) {
+            Err(_) if page < whole => self.append_physical(gpa, page, data),
+            result => result,
+        }
+    }
+
+    /// Appends guest-physical memory, or nothing.
+    fn append_physical(&self, gpa: GuestAddress, length: usize, data: &mut Vec<u8>) -> Result<(), SessionError> {
+        let known = data.len();
+        data.resize(known + length, 0);
+        let read = self.software().read(gpa, data.get_mut(known..).unwrap_or_default(), &*self.ram);
+        if read.is_err() {
+            data.truncate(known);
+        }
+        Ok(read?)
     }
 
     /// Writes memory by guest-virtual address, all of it or none. Planted breakpoints stay planted: what falls
@@ -83,12 +97,10 @@ impl<A: Arch> DebugSession<A> {
     pub fn read_physical(&self, address: GuestAddress, length: usize) -> Result<Vec<u8>, SessionError> {
         let mut data = Vec::new();
         while data.len() < length {
-            // Piece by piece: a length beyond RAM must not be allocated before that is known.
-            let mut piece = vec![0; CHUNK.min(length - data.len())];
             let at = address.checked_add(data.len() as u64);
             let at = at.ok_or(RamError { address: address.0, length })?;
-            self.software().read(at, &mut piece, &*self.ram)?;
-            data.append(&mut piece);
+            // Piece by piece: a length beyond RAM must not be allocated before that is known.
+            self.append_physical(at, CHUNK.min(length - data.len()), &mut data)?;
         }
         Ok(data)
     }
