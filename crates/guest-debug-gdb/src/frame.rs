@@ -87,6 +87,9 @@ impl FrameDecoder {
     }
 }
 
+/// Bytes that are looked at together.
+const BLOCK: usize = 16;
+
 /// Puts a body into a frame: `$body#xx`. The body must be escaped already.
 pub(crate) fn encode(body: &[u8], out: &mut Vec<u8>) {
     let sum = body.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
@@ -103,16 +106,15 @@ pub(crate) fn encode_hex(bytes: &[u8], out: &mut Vec<u8>) {
     let start = out.len();
     out.reserve(2 * bytes.len() + 3);
     let mut rest = bytes;
-    while let [byte, tail @ ..] = rest {
-        let digits = &HEX[usize::from(*byte)];
-        rest = tail;
-        if digits[0] == digits[1] && tail.first() == Some(byte) {
-            let same = tail.iter().take_while(|next| *next == byte).count();
-            repeat(digits[0], 2 * (same + 1), out);
-            rest = tail.get(same..).unwrap_or_default();
-        } else {
-            out.extend_from_slice(digits);
-        }
+    while !rest.is_empty() {
+        let (plain, run) = rest.split_at(before_run(rest));
+        digits(plain, out);
+        let same = run.first().map_or(0, |byte| {
+            let same = run.iter().take_while(|next| *next == byte).count();
+            repeat(digit(byte & 0xf), 2 * same, out);
+            same
+        });
+        rest = run.get(same..).unwrap_or_default();
     }
     let sum = out.get(start..).unwrap_or_default().iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
     out.push(b'#');
@@ -139,20 +141,33 @@ fn repeat(digit: u8, mut count: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// Every byte's digits.
-const HEX: [[u8; 2]; 256] = {
-    let mut table = [[0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = [digit(byte as u8 >> 4), digit(byte as u8 & 0xf)];
-        byte += 1;
+/// How many bytes precede two that are one digit four times.
+fn before_run(bytes: &[u8]) -> usize {
+    let repeats = |byte: u8, next: u8| byte == next && byte >> 4 == byte & 0xf;
+    let nexts = bytes.get(1..).unwrap_or_default();
+    // Whole blocks without a decision inside, which compilers make vector instructions of.
+    let blocks = bytes.chunks_exact(BLOCK).zip(nexts.chunks_exact(BLOCK));
+    let none = |(block, nexts): &(&[u8], &[u8])| {
+        !block.iter().zip(*nexts).fold(false, |any, (byte, next)| any | repeats(*byte, *next))
+    };
+    let skipped = BLOCK * blocks.take_while(none).count();
+    let rest = bytes.get(skipped..).unwrap_or_default();
+    skipped + rest.windows(2).position(|pair| repeats(pair[0], pair[1])).unwrap_or(rest.len())
+}
+
+/// Bytes as digits, without a decision about one of them.
+fn digits(bytes: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    out.resize(start + 2 * bytes.len(), 0);
+    let pairs = out.get_mut(start..).unwrap_or_default().chunks_exact_mut(2);
+    for (pair, byte) in pairs.zip(bytes) {
+        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
     }
-    table
-};
+}
 
 /// A value of four bits as a hex digit.
 const fn digit(value: u8) -> u8 {
-    if value < 10 { b'0' + value } else { b'a' + value - 10 }
+    value + if value < 10 { b'0' } else { b'a' - 10 }
 }
 
 /// Bytes as lower-case hex digits.
