@@ -13,7 +13,7 @@ use crate::vm_thread::{ThreadSelector, Tid};
 use guest_debug::{Breakpoint, Gva, WatchKind};
 
 /// Longest memory read that is answered at once; more is answered with as much, as the protocol allows.
-pub(crate) const MAX_READ: usize = 0x1_0000;
+pub(crate) const MAX_READ: usize = 0x4_0000;
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use crate::description::GdbArch;
 use crate::frame::{Frame, FrameDecoder, encode, encode_hex, to_hex};
-use crate::gate::{self, Selection, Verdict};
+use crate::gate::{self, MAX_READ, Selection, Verdict};
 use crate::target::GuestTarget;
 use crate::vm::{DebugVm, VmError, VmEvent};
 use crate::vm_thread::Tid;
@@ -17,7 +17,7 @@ use std::convert::Infallible;
 use thiserror::Error;
 
 /// Longest packet, as the client is told. gdb reads memory in pieces of half of it.
-pub(crate) const PACKET_SIZE: usize = 0x2_0000 + 0x100;
+pub(crate) const PACKET_SIZE: usize = 2 * MAX_READ + 0x100;
 
 /// What a client reads whose VM was migrated.
 const MOVED: &str = "The VM goes on elsewhere, with its breakpoints; attach to it there.\n";

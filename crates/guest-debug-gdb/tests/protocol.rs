@@ -18,7 +18,7 @@ fn handshake_announces_what_there_is() {
     let mut client = server.connect();
     let features = client.ask("qSupported:multiprocess+");
     for feature in
-        ["PacketSize=020100", "vContSupported+", "swbreak+", "hwbreak+", "qXfer:features:read+", "qXfer:threads:read+"]
+        ["PacketSize=080100", "vContSupported+", "swbreak+", "hwbreak+", "qXfer:features:read+", "qXfer:threads:read+"]
     {
         assert!(features.contains(feature), "{features}");
     }
@@ -122,7 +122,7 @@ fn memory_is_read_as_far_as_it_goes() {
     assert_eq!(client.ask("m0,10"), "E0e");
     assert_eq!(client.ask("mffffffffffffffff,ffffffffffffffff"), "E0e");
     // A length beyond what fits into a packet is answered with less.
-    assert_eq!(unhex(&client.ask(&format!("m{VIRTUAL:x},ffffffff"))), vm.state().memory[..0x10000]);
+    assert_eq!(unhex(&client.ask(&format!("m{VIRTUAL:x},ffffffff"))), vm.state().memory[..0x40000]);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn memory_is_searched() {
     assert_eq!(search(VIRTUAL, 3, "ab}\x03c"), "0");
     // What is in front of an unmapped page is found, and no pattern is missing from memory that can't be read.
     assert_eq!(search(VIRTUAL, LENGTH + 1, "ab}\x03c"), found);
-    assert_eq!(search(VIRTUAL, LENGTH + 1, "absent"), "the search failed: nothing is readable at 0xffff800008020000");
+    assert_eq!(search(VIRTUAL, LENGTH + 1, "absent"), "the search failed: nothing is readable at 0xffff800008080000");
     assert_eq!(search(0, 0x1000, "absent"), "the search failed: 0x0 is not mapped");
     assert_eq!(search(u64::MAX, 0x1000, "ab"), "the search failed: 0xffffffffffffffff is not mapped");
     assert!(search(VIRTUAL, u64::MAX, "absent").starts_with("the search failed: not supported: a search goes through"));
@@ -169,9 +169,9 @@ fn memory_is_written_whole_or_not_at_all() {
     assert_eq!(client.ask("Mffffffffffffffff,2:0000"), "E0e");
     assert_ne!(vm.state().memory[LENGTH as usize - 4..], [0; 4]);
     // As long as a packet may be.
-    let data = "5a".repeat(0x10000);
-    assert_eq!(client.ask(&format!("M{VIRTUAL:x},10000:{data}")), "OK");
-    assert_eq!(vm.state().memory[..0x10000], [0x5a; 0x10000]);
+    let data = "5a".repeat(0x40000);
+    assert_eq!(client.ask(&format!("M{VIRTUAL:x},40000:{data}")), "OK");
+    assert_eq!(vm.state().memory[..0x40000], [0x5a; 0x40000]);
 }
 
 #[test]

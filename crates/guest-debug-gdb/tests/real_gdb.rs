@@ -110,7 +110,7 @@ fn stops_and_memory() {
             "delete",
             &format!("x/2xw {:#x}", VIRTUAL + 0x40),
             &format!("set *(unsigned long*){:#x} = 0x1122", VIRTUAL + 0x200),
-            &format!("x/2xw {:#x}", VIRTUAL + 0x1fffc),
+            &format!("x/2xw {:#x}", VIRTUAL + 0x7fffc),
             "x/xw 0x1000",
             "monitor phys on",
             "x/xw 0x40000040",
@@ -130,7 +130,7 @@ fn stops_and_memory() {
             "Value = ",
             "0xffff800008000040:\t0x10101010\t0x11111111",
             "Cannot access memory at address 0x1000",
-            "Cannot access memory at address 0xffff800008020000",
+            "Cannot access memory at address 0xffff800008080000",
             "0x40000040:\t0x10101010",
             "is physical 0x40000123",
             "hardware breakpoint slots: 0 of 2 in use",
@@ -178,11 +178,11 @@ fn memory_is_asked_for_in_large_pieces_and_searched_without_coming_here() {
     let vm = MockVm::new(1);
     let server = Server::start(vm.clone());
     vm.state().memory[0x1_5000..0x1_5008].copy_from_slice(&0x0123_4567_89ab_cdefu64.to_le_bytes());
-    let end = VIRTUAL + 0x2_0000;
+    let end = VIRTUAL + 0x8_0000;
     let dump = format!("dump binary memory /dev/null {VIRTUAL:#x} {end:#x}");
     let find = format!("find /g {VIRTUAL:#x}, {end:#x} - 1, 0x0123456789abcdef");
     let Some(packets) = packets_of(&server, &[], &[&dump, &find]) else { return };
-    // 128 KiB: two answers of 64 KiB.
+    // 512 KiB: two answers of 256 KiB.
     assert_eq!(packets[0].len(), 2, "{:?}", packets[0]);
     // The second search begins behind the place that was found.
     assert_eq!(packets[1].len(), 2, "{:?}", packets[1]);

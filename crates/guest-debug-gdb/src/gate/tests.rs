@@ -27,7 +27,7 @@ fn packets_are_passed_on_in_one_spelling() {
         ("D;1", "D"),
         ("Tp1.2", "T2"),
         ("qSupported:swbreak+;;multiprocess+;x=1", "qSupported:multiprocess+"),
-        ("qXfer:features:read:target.xml:0,fffffffff", "qXfer:features:read:target.xml:0,10000"),
+        ("qXfer:features:read:target.xml:0,fffffffff", "qXfer:features:read:target.xml:0,40000"),
     ] {
         assert_eq!(forwarded(body).as_deref(), Some(expected), "{body}");
     }

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub const VIRTUAL: u64 = 0xffff_8000_0800_0000;
 pub const PHYSICAL: u64 = 0x4000_0000;
 /// Mapped bytes at [`VIRTUAL`] and [`PHYSICAL`].
-pub const LENGTH: u64 = 0x20000;
+pub const LENGTH: u64 = 0x80000;
 pub const SLOTS: usize = 2;
 
 #[derive(Debug, Default)]
