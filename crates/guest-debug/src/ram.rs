@@ -48,7 +48,15 @@ where
 {
     fn read(&self, address: GuestAddress, data: &mut [u8]) -> Result<(), RamError> {
         let error = RamError { address: address.raw_value(), length: data.len() };
-        self.memory().read_slice(data, address).map_err(|_| error)
+        let memory = self.memory();
+        // As a rule one slice has it all, and is looked up once.
+        if let Ok(mut slices) = memory.get_slices(address, data.len(), Permissions::Read)
+            && let Some(Ok(slice)) = slices.next()
+            && slice.len() == data.len()
+        {
+            return slice.read_slice(data, 0).map_err(|_| error);
+        }
+        memory.read_slice(data, address).map_err(|_| error)
     }
 
     fn write(&self, address: GuestAddress, data: &[u8]) -> Result<(), RamError> {
