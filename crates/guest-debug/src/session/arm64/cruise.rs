@@ -67,23 +67,32 @@ impl Cruise {
 
 /// Whether an instruction may be stepped in a cruise: it leaves the mask, the level and the translation alone.
 pub(super) fn is_plain(word: u32) -> bool {
-    // MSR (immediate): SPSel would move the vector (Arm ARM, C6.2 "MSR (immediate)").
-    let msr_immediate = word & 0xfff8_f01f == 0xd500_401f;
-    match insn::decode(word) {
-        // How Linux finds its current task and its per-CPU data, so that kernel code is full of them.
-        Insn::SystemRegister { read: true, reg, .. } => THREAD_REGISTERS.contains(&reg),
-        insn => !msr_immediate && matches!(insn, Insn::Other | Insn::Branch(_)),
-    }
+    plain(word).is_some()
 }
 
-/// Whether an instruction goes on to the next one whatever happens: integer arithmetic, moves, NOP. Pointer
-/// authentication does not, it may fault.
-fn is_quick(word: u32) -> bool {
+/// What an instruction is that may be stepped in a cruise.
+fn plain(word: u32) -> Option<Insn> {
+    // MSR (immediate): SPSel would move the vector (Arm ARM, C6.2 "MSR (immediate)").
+    let msr_immediate = word & 0xfff8_f01f == 0xd500_401f;
+    let insn = insn::decode(word);
+    let plain = match insn {
+        // How Linux finds its current task and its per-CPU data, so that kernel code is full of them.
+        Insn::SystemRegister { read: true, reg, .. } => THREAD_REGISTERS.contains(&reg),
+        Insn::Other | Insn::Branch(_) => !msr_immediate,
+        _ => false,
+    };
+    plain.then_some(insn)
+}
+
+/// Whether a plain instruction goes on to the next one whatever happens: integer arithmetic, moves, NOP, and a thread's
+/// identity. Pointer authentication does not, it may fault.
+fn is_quick(word: u32, insn: Insn) -> bool {
     const NOP: u32 = 0xd503_201f;
     let immediate = word >> 26 & 0b111 == 0b100;
     let register = word >> 25 & 0b111 == 0b101;
     let authenticates = word & 0xffff_0000 == 0xdac1_0000;
-    word == NOP || ((immediate || register) && !authenticates)
+    let identifies = matches!(insn, Insn::SystemRegister { .. });
+    word == NOP || identifies || ((immediate || register) && !authenticates)
 }
 
 impl VcpuDebugger {
@@ -91,7 +100,7 @@ impl VcpuDebugger {
     pub(super) fn cruise_on(&mut self, vcpu: &dyn DebugVcpu) -> Result<Option<Entry>, SessionError> {
         let Some(cruise) = &mut self.motion.cruise else { return Ok(None) };
         let word = cruise.fetch(&self.session, self.id, vcpu, 0).ok();
-        let Some(word) = word.filter(|&word| is_plain(word)) else {
+        let Some((word, insn)) = word.and_then(|word| Some((word, plain(word)?))) else {
             let supposed = cruise.pc;
             let pc = self.end_cruise(vcpu)?;
             if pc == supposed {
@@ -114,16 +123,26 @@ impl VcpuDebugger {
             wanted || self.plan.has_breakpoint(next) || !follows.is_some_and(is_plain)
         };
         let same_page = cruise.verified & !(PAGE - 1) == pc & !(PAGE - 1);
-        let mut flight = Flight::single(pc, Some(insn::decode(word)), cruise.own);
+        let mut flight = Flight::single(pc, Some(insn), cruise.own);
         flight.from = cruise.verified;
-        flight.quick = same_page && is_quick(word);
+        flight.quick = same_page && is_quick(word, insn);
         flight.accesses = accesses;
-        let mut hw = HwDebug { breakpoints: Vec::new(), watchpoints: self.plan.hw.watchpoints.clone() };
         let stops = [Some(vector), guarded.then_some(next)].into_iter().flatten().filter(|stop| *stop != pc);
-        hw.breakpoints.extend(stops.filter_map(|stop| BreakpointSlot::new(stop).ok()));
-        self.apply(vcpu, true, true, &hw)?;
+        let slots = stops.filter_map(|stop| BreakpointSlot::new(stop).ok());
+        // As a rule nothing changes between two steps of a cruise, and then nothing is made to find that out.
+        if !self.is_armed_with(slots.clone()) {
+            let watchpoints = self.plan.hw.watchpoints.clone();
+            self.apply(vcpu, true, true, &HwDebug { breakpoints: slots.collect(), watchpoints })?;
+        }
         self.motion.flight = Some(flight);
         Ok(Some(Entry::Run))
+    }
+
+    /// Whether KVM was told last to step with these breakpoints and the plan's watches.
+    fn is_armed_with(&self, breakpoints: impl Iterator<Item = BreakpointSlot>) -> bool {
+        self.stepping_hw().is_some_and(|hw| {
+            hw.watchpoints == self.plan.hw.watchpoints && breakpoints.eq(hw.breakpoints.iter().copied())
+        })
     }
 
     /// Lands a step that goes on to the next instruction whatever happens, without asking the vCPU.
