@@ -8,6 +8,8 @@ use thiserror::Error;
 
 /// While more than this is unsent nothing is read: a client must take its answers before it asks more.
 const MAX_UNSENT: usize = 0x10_0000;
+/// The most that is read at once.
+const MAX_RECEIVED: usize = 0x1_0000;
 
 /// Why a connection can't be used any longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -27,6 +29,8 @@ pub(crate) enum Gone {
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Stream,
+    /// Where bytes arrive; made once, since a packet is short and this is not.
+    received: Vec<u8>,
     unsent: Vec<u8>,
     /// Since when the client has taken nothing of what is unsent.
     waiting: Option<Instant>,
@@ -36,13 +40,12 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, unsent: Vec::new(), waiting: None, trusted: false }
+        Self { stream, received: vec![0; MAX_RECEIVED], unsent: Vec::new(), waiting: None, trusted: false }
     }
 
     /// What the client sent, or `None` if that is nothing that matters yet.
-    pub(crate) fn receive(&mut self) -> Result<Option<Vec<u8>>, Gone> {
-        let mut bytes = vec![0; 0x1_0000];
-        let length = match self.stream.read(&mut bytes) {
+    pub(crate) fn receive(&mut self) -> Result<Option<&[u8]>, Gone> {
+        let length = match self.stream.read(&mut self.received) {
             Ok(0) => return Err(Gone::Closed),
             Ok(length) => length,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
@@ -50,7 +53,7 @@ impl Connection {
             }
             Err(_) => return Err(Gone::Closed),
         };
-        bytes.truncate(length);
+        let bytes = self.received.get(..length).unwrap_or_default();
         if !self.trusted {
             if !matches!(bytes.first(), Some(b'+' | b'-' | b'$' | 0x03)) {
                 return Err(Gone::NotGdb);
