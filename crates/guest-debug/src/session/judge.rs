@@ -73,6 +73,9 @@ impl<A: Arch> VcpuDebugger<A> {
 
     /// The instruction has executed: what was passed there counts.
     pub(super) fn passed(&mut self) -> Result<(), SessionError> {
+        if self.passing.is_empty() && self.alone.is_none() {
+            return Ok(());
+        }
         for Passing { rule, hit, text, .. } in std::mem::take(&mut self.passing) {
             rule.count(hit);
             if !text.is_empty() {

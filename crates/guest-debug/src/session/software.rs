@@ -238,6 +238,9 @@ impl<A: Arch> SoftwareBreakpoints<A> {
     /// Reads guest memory as the guest wrote it, without our instructions.
     pub(super) fn read(&self, gpa: GuestAddress, data: &mut [u8], ram: &dyn GuestRam) -> Result<(), RamError> {
         ram.read(gpa, data)?;
+        if self.pages.is_empty() {
+            return Ok(());
+        }
         for (at, planted) in self.within(gpa.0, data.len(), ram) {
             let (start, skip) = overlap(gpa.0, at);
             let original = planted.original.as_ref().iter().skip(skip);

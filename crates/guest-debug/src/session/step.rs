@@ -11,6 +11,13 @@ impl<A: Arch> VcpuDebugger<A> {
     pub(super) fn step_done(&mut self, vcpu: &dyn DebugVcpu<A>, pc: u64) -> Result<(), SessionError> {
         self.moves()?;
         self.passed()?;
+        // Most steps of a range are followed by another one.
+        if let Mode::Step { goal: Goal::Leave(range), over: Over::Nothing } = &self.mode
+            && range.contains(&pc)
+            && !self.plan.has_breakpoint(pc)
+        {
+            return Ok(());
+        }
         let Mode::Step { goal, .. } = std::mem::replace(&mut self.mode, Mode::Free) else { return Ok(()) };
         match goal {
             Goal::Report => self.stop(StopReason::Step),
