@@ -623,16 +623,22 @@ fn nothing_changes_while_frozen() {
 }
 
 #[test]
-fn an_interrupt_while_frozen_is_told_after_the_thaw() {
+fn an_interrupt_while_frozen_is_told_at_once_and_outlasts_the_thaw() {
     let vm = Vm::new(2, &LOOP).start();
     vm.session.resume(&[]).unwrap();
     vm.session.freeze().unwrap();
-    vm.session.interrupt();
     assert_eq!(vm.session.take_stop().unwrap(), None);
-    vm.session.thaw().unwrap();
-    assert!(vm.session.stop_fd().read().unwrap() > 0);
+    vm.session.interrupt();
     assert_eq!(vm.stop().reason, StopReason::Interrupt);
+    let state = vm.session.state().unwrap();
+    assert_eq!(state.reported.map(|stop| stop.vcpu), Some(0), "the next client is told the same");
+    let counted = vm.get(0, Reg::X(1));
+    vm.session.thaw().unwrap();
+    assert_eq!(vm.session.take_stop().unwrap(), None);
     assert_eq!(vm.session.vcpu_states(), [VcpuState::Stopped; 2]);
+    assert_eq!(vm.get(0, Reg::X(1)), counted);
+    vm.session.resume(&[]).unwrap();
+    eventually(|| vm.get(0, Reg::X(1)) > counted);
 }
 
 #[test]

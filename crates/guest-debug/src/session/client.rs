@@ -95,7 +95,8 @@ impl<A: Arch> DebugSession<A> {
     }
 
     /// Stops every vCPU. If nothing else has stopped the VM by then, the next stop is [`StopReason::Interrupt`]
-    /// of vCPU 0. Without a client nothing happens: nobody could let the guest go on.
+    /// of vCPU 0. In a frozen session the vCPUs stay stopped when it is thawed. Without a client nothing happens: nobody
+    /// could let the guest go on.
     pub fn interrupt(&self) {
         let tables = self.tables();
         if !tables.attached {
@@ -115,7 +116,8 @@ impl<A: Arch> DebugSession<A> {
         &self.doorbell
     }
 
-    /// The next stop, once every vCPU is out of guest code. `None` when there is none, and while the session is frozen.
+    /// The next stop, once every vCPU is out of guest code. `None` when there is none. While the session is frozen a stop
+    /// waits for the thaw, unless [`Self::interrupt`] asks for one.
     ///
     /// # Errors
     ///
@@ -123,7 +125,7 @@ impl<A: Arch> DebugSession<A> {
     pub fn take_stop(&self) -> Result<Option<StopEvent>, SessionError> {
         // Held throughout: a state that is asked for meanwhile has the stop either pending or reported.
         let tables = self.tables();
-        if self.is_frozen() {
+        if self.is_frozen() && !self.queue().has_interrupt() {
             // It rings again when the session is thawed.
             let _ = self.doorbell.read();
             return Ok(None);

@@ -43,6 +43,11 @@ impl StopQueue {
         self.queue.is_empty()
     }
 
+    /// Whether the client has asked for a stop and was not told of one since.
+    pub(super) fn has_interrupt(&self) -> bool {
+        self.queue.iter().any(|stop| stop.event.reason == StopReason::Interrupt)
+    }
+
     pub(super) fn clear(&mut self) {
         self.queue.clear();
         self.held.clear();

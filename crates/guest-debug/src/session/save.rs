@@ -71,8 +71,8 @@ impl<A: Arch> DebugSession<A> {
     }
 
     /// Ends what [`Self::freeze`] began: breakpoints are planted again and every vCPU goes on with what it was doing. A
-    /// stop that happened meanwhile, or that was asked for, is the client's to fetch. Does nothing in a session that is
-    /// not frozen.
+    /// stop that happened meanwhile is the client's to fetch; [`Self::stop_fd`] is readable for an attached client even if
+    /// there is none. Does nothing in a session that is not frozen.
     ///
     /// # Errors
     ///
@@ -299,7 +299,8 @@ impl<A: Arch> DebugSession<A> {
         self.changed.notify_all();
         let planted = if tables.armed { self.software_mut().plant_all(&*self.ram) } else { Ok(()) };
         self.thaw_vcpus(tables);
-        if !self.queue().is_empty() {
+        // What a client wanted meanwhile can be done now.
+        if tables.attached || !self.queue().is_empty() {
             self.ring();
         }
         Ok(planted?)
