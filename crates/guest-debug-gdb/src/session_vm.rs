@@ -6,7 +6,7 @@ use guest_debug::{
     SessionError, StopEvent, VcpuError, VcpuId, VcpuState,
 };
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
@@ -17,8 +17,6 @@ const PAGE: u64 = 4096;
 const MOVED: u32 = u32::MAX;
 /// How long a client's call waits for a VM that is being saved. gdb gives an answer two seconds.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// The same for a call that the client waits for anyhow.
-const MUCH_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// `monitor` commands of a VMM, such as saving the VM.
 pub trait Monitor: Send + Sync {
@@ -35,22 +33,32 @@ pub trait Monitor: Send + Sync {
 
 /// A VM whose debug session is in this process.
 ///
-/// While the session is frozen, because the VM is being saved, what would change something waits for it.
+/// While the session is frozen, because the VM is paused or being saved, the client can look at everything. It may order
+/// to continue or to step, which is done when the session is thawed, or not at all if it interrupts the guest before.
+/// What else would change something waits for a moment, and is refused then.
 ///
 /// Cheap to clone; all clones are the same VM. Keep one to tell the client when the guest has ended.
 pub struct SessionVm<A: Arch = Arm64> {
     session: Arc<DebugSession<A>>,
-    /// Stop that a client left behind without having been told of it.
-    left_behind: Arc<Mutex<Option<StopEvent>>>,
+    client: Arc<Mutex<ClientState>>,
     /// Exit code plus one; 0 while the guest lives, [`MOVED`] when it lives elsewhere.
     ended: Arc<AtomicU32>,
     monitor: Option<Arc<dyn Monitor>>,
 }
 
+/// What the session does not know of its client.
+#[derive(Debug, Default)]
+struct ClientState {
+    /// Stop that a client left behind without having been told of it.
+    left_behind: Option<StopEvent>,
+    /// What the vCPUs are to do when the session is thawed. The client takes them for running.
+    order: Option<Vec<(VcpuId, ResumeAction)>>,
+}
+
 impl<A: Arch> Clone for SessionVm<A> {
     fn clone(&self) -> Self {
-        let (session, left_behind) = (self.session.clone(), self.left_behind.clone());
-        Self { session, left_behind, ended: self.ended.clone(), monitor: self.monitor.clone() }
+        let (session, client) = (self.session.clone(), self.client.clone());
+        Self { session, client, ended: self.ended.clone(), monitor: self.monitor.clone() }
     }
 }
 
@@ -63,7 +71,7 @@ impl<A: Arch> std::fmt::Debug for SessionVm<A> {
 impl<A: Arch> SessionVm<A> {
     /// The VM of this session.
     pub fn new(session: Arc<DebugSession<A>>) -> Self {
-        Self { session, left_behind: Arc::default(), ended: Arc::default(), monitor: None }
+        Self { session, client: Arc::default(), ended: Arc::default(), monitor: None }
     }
 
     /// The same, with the VMM's own `monitor` commands.
@@ -73,10 +81,10 @@ impl<A: Arch> SessionVm<A> {
     }
 
     /// Makes a call, again when the session is not frozen any more.
-    fn waiting<T>(&self, patience: Duration, call: impl Fn() -> Result<T, SessionError>) -> Result<T, VmError> {
+    fn waiting<T>(&self, call: impl Fn() -> Result<T, SessionError>) -> Result<T, VmError> {
         loop {
             match call() {
-                Err(SessionError::Frozen) if self.session.wait_thawed(patience) => {}
+                Err(SessionError::Frozen) if self.session.wait_thawed(PATIENCE) => {}
                 Err(error) => return Err(translate_error(error)),
                 Ok(value) => return Ok(value),
             }
@@ -103,8 +111,24 @@ impl<A: Arch> SessionVm<A> {
         self.ended.load(Ordering::Acquire) == MOVED
     }
 
-    fn left_behind(&self) -> std::sync::MutexGuard<'_, Option<StopEvent>> {
-        self.left_behind.lock().unwrap_or_else(PoisonError::into_inner)
+    fn client(&self) -> MutexGuard<'_, ClientState> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what was ordered while the session was frozen, if it is not any more.
+    fn carry_out_order(&self) -> Result<(), VmError> {
+        let order = self.client().order.take();
+        order.map_or(Ok(()), |actions| self.resume_or_keep(actions))
+    }
+
+    /// Resumes the VM, or keeps the order for when it can be.
+    fn resume_or_keep(&self, actions: Vec<(VcpuId, ResumeAction)>) -> Result<(), VmError> {
+        match self.session.resume(&actions) {
+            // The session rings when it is thawed.
+            Err(SessionError::Frozen) => self.client().order = Some(actions),
+            result => result.map_err(translate_error)?,
+        }
+        Ok(())
     }
 }
 
@@ -118,7 +142,7 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
     }
 
     fn attach(&self) -> Result<(), VmError> {
-        let attached = self.waiting(MUCH_PATIENCE, || match self.session.attach() {
+        let attached = self.waiting(|| match self.session.attach() {
             // The last client vanished, and the server was told to leave everything as it was.
             Err(SessionError::AlreadyAttached) => Ok(false),
             result => result.map(|()| true),
@@ -126,13 +150,13 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
         if !attached {
             self.session.interrupt();
             let stop = self.session.take_stop().map_err(translate_error)?;
-            *self.left_behind() = stop;
+            *self.client() = ClientState { left_behind: stop, order: None };
         }
         Ok(())
     }
 
     fn detach(&self) -> Result<(), VmError> {
-        *self.left_behind() = None;
+        *self.client() = ClientState::default();
         self.session.detach().map_err(translate_error)
     }
 
@@ -146,13 +170,22 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
             MOVED => return Ok(Some(VmEvent::Moved)),
             ended => return Ok(Some(VmEvent::Ended(u8::try_from(ended - 1).unwrap_or(u8::MAX)))),
         }
-        if let Some(event) = self.left_behind().take() {
+        if let Some(event) = self.client().left_behind.take() {
             return Ok(Some(VmEvent::Stopped(event)));
         }
-        Ok(self.session.take_stop().map_err(translate_error)?.map(VmEvent::Stopped))
+        loop {
+            self.carry_out_order()?;
+            let stop = self.session.take_stop().map_err(translate_error)?;
+            // Thawed since the order was kept: `take_stop` has heard it ring, and nothing rings again.
+            let late = self.client().order.is_some() && !self.session.is_frozen();
+            if stop.is_some() || !late {
+                return Ok(stop.map(VmEvent::Stopped));
+            }
+        }
     }
 
     fn interrupt(&self) -> Result<(), VmError> {
+        self.client().order = None;
         self.session.interrupt();
         Ok(())
     }
@@ -162,14 +195,7 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
             let _ = self.session.stop_fd().write(1);
             return Ok(());
         }
-        loop {
-            match self.session.resume(&actions) {
-                Err(SessionError::Frozen) if self.session.wait_thawed(MUCH_PATIENCE) => {}
-                // The VM has ended, here at least, while it was being saved; how is what the client hears of next.
-                Err(SessionError::Frozen) => return Ok(()),
-                result => return result.map_err(translate_error),
-            }
-        }
+        self.resume_or_keep(actions)
     }
 
     fn select(&self, vcpu: VcpuId) -> Result<(), VmError> {
@@ -180,14 +206,14 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
         if self.has_moved() {
             return Ok(());
         }
-        self.waiting(PATIENCE, || self.session.insert(vcpu, breakpoint))
+        self.waiting(|| self.session.insert(vcpu, breakpoint))
     }
 
     fn remove(&self, _: VcpuId, breakpoint: Breakpoint) -> Result<(), VmError> {
         if self.has_moved() {
             return Ok(());
         }
-        if self.waiting(PATIENCE, || self.session.remove(breakpoint))? == Removed::Overwritten {
+        if self.waiting(|| self.session.remove(breakpoint))? == Removed::Overwritten {
             log::info!("the guest has written over {breakpoint:x?}; what it wrote was left alone");
         }
         Ok(())
@@ -215,14 +241,14 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
         if self.has_moved() {
             return Ok(());
         }
-        self.waiting(PATIENCE, || self.session.set_rule(breakpoint, rule.clone()))
+        self.waiting(|| self.session.set_rule(breakpoint, rule.clone()))
     }
 
     fn set_ignore_count(&self, breakpoint: Breakpoint, count: u64) -> Result<(), VmError> {
         if self.has_moved() {
             return Ok(());
         }
-        self.waiting(PATIENCE, || self.session.set_ignore_count(breakpoint, count))
+        self.waiting(|| self.session.set_ignore_count(breakpoint, count))
     }
 
     fn rules(&self) -> Result<Vec<RuleInfo>, VmError> {
@@ -249,7 +275,7 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
 
     fn write_registers(&self, vcpu: VcpuId, values: Vec<(A::Reg, Vec<u8>)>) -> Result<(), VmError> {
         for (reg, value) in values {
-            let written = self.waiting(PATIENCE, || match self.session.write_register(vcpu, reg, &value) {
+            let written = self.waiting(|| match self.session.write_register(vcpu, reg, &value) {
                 Err(SessionError::Vcpu { source, .. }) => Ok(Err(source)),
                 result => result.map(Ok),
             })?;
@@ -266,7 +292,7 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
     }
 
     fn write_memory(&self, address: MemoryAddress, data: Vec<u8>) -> Result<(), VmError> {
-        self.waiting(PATIENCE, || match address {
+        self.waiting(|| match address {
             MemoryAddress::Virtual(vcpu, at) => self.session.write_memory(vcpu, at, &data),
             MemoryAddress::Physical(at) => self.session.write_physical(at, &data),
         })

@@ -120,6 +120,43 @@ fn the_end_of_the_guest_is_told_and_so_is_a_stop_left_behind() {
     assert_eq!(client.receive(), None);
 }
 
+#[test]
+fn an_order_to_a_paused_guest_is_done_when_it_goes_on() {
+    let setup = Setup::new();
+    let mut client = setup.client();
+    rewind(&mut client);
+    setup.vm.session.freeze().unwrap();
+    client.send("vCont;s:p1.2");
+    // Somebody else is refused meanwhile, so the server is not waiting.
+    let mut second = Client::new(UnixStream::connect(&setup.path).unwrap());
+    assert_eq!(second.receive(), None);
+    assert_eq!([setup.vm.pc(0), setup.vm.pc(1)], [RAM; 2]);
+    setup.vm.session.thaw().unwrap();
+    let stop = client.receive().unwrap();
+    assert!(stop.starts_with("T05thread:p01.02;"), "{stop}");
+    assert_eq!([setup.vm.pc(0), setup.vm.pc(1)], [RAM, RAM + 4]);
+}
+
+#[test]
+fn an_order_to_a_paused_guest_can_be_taken_back() {
+    let setup = Setup::new();
+    let mut client = setup.client();
+    rewind(&mut client);
+    setup.vm.session.freeze().unwrap();
+    let refused = client.ask(&format!("Z1,{:x},4", RAM + 8));
+    assert!(refused.starts_with("E.refused."), "{refused}");
+    client.send("vCont;c");
+    client.interrupt();
+    let stop = client.receive().unwrap();
+    assert!(stop.starts_with("T02thread:p01.0"), "{stop}");
+    assert_eq!(client.ask("p20"), to_hex(&RAM.to_le_bytes()));
+    setup.vm.session.thaw().unwrap();
+    assert_eq!(setup.vm.session.vcpu_states(), [VcpuState::Stopped; 2]);
+    assert_eq!([setup.vm.pc(0), setup.vm.pc(1)], [RAM; 2]);
+    let stop = client.ask("vCont;s:p1.1");
+    assert!(stop.starts_with("T05thread:p01.01;"), "{stop}");
+}
+
 /// Bytecode for `X1 == value`, with gdb's own number of the register.
 fn x1_is(value: u8) -> String {
     format!("X7,26000122{value:02x}1327")
