@@ -35,8 +35,10 @@ pub(super) struct CloudHypervisor<'a> {
 }
 
 impl<'a> CloudHypervisor<'a> {
-    pub(super) fn new(context: &'a Context, host: &'a KvmHost, binary: &Path) -> Result<Self> {
-        let launcher = Launcher { host, program: host.upload_program(binary)? };
+    /// `pristine` is for VMs that go on without their debug sessions.
+    pub(super) fn new(context: &'a Context, host: &'a KvmHost, binary: &Path, pristine: Option<&Path>) -> Result<Self> {
+        let pristine = pristine.map(|binary| host.upload_program(binary)).transpose()?;
+        let launcher = Launcher { host, program: host.upload_program(binary)?, pristine };
         Ok(Self { context, mover: ChMover::new(launcher.clone()), launcher })
     }
 }
@@ -51,6 +53,11 @@ impl Vmm for CloudHypervisor<'_> {
 
     fn console(&self) -> &'static str {
         "ttyAMA0"
+    }
+
+    /// v53.0 by itself restores no VM with a virtio device that has no driver, and every VM has a random number generator.
+    fn drivers(&self) -> &'static [&'static str] {
+        &["virtio_pci", "virtio_rng"]
     }
 
     fn start(&self, options: &GuestOptions) -> Result<Box<dyn RunningGuest>> {
@@ -73,13 +80,13 @@ impl Vmm for CloudHypervisor<'_> {
             argv.extend(SECCOMP.map(str::to_owned));
         }
         argv.extend(options.extra.iter().cloned());
-        let process = self.launcher.spawn(argv, true)?;
+        let process = self.launcher.spawn(&self.launcher.program, argv, true)?;
         if !options.wait_for_gdb {
             // With --gdb it waits for a client at boot, whatever one says on its command line.
             Api::new(host, &process.api_socket).put_soon("vm.resume")?;
         }
         let spare = match options.spare {
-            true => Some((self.launcher.spawn(Vec::new(), true)?, self.launcher.directory()?)),
+            true => Some(Spare::start(&self.launcher)?),
             false => None,
         };
         Ok(Box::new(Guest { process, spare }))
@@ -96,13 +103,15 @@ struct Launcher<'a> {
     host: &'a KvmHost,
     /// Its path in the host.
     program: String,
+    /// The same for one that knows nothing of debug sessions.
+    pristine: Option<String>,
 }
 
 impl Launcher<'_> {
-    fn spawn(&self, arguments: Vec<String>, with_gdb: bool) -> Result<Process> {
+    fn spawn(&self, program: &str, arguments: Vec<String>, with_gdb: bool) -> Result<Process> {
         let name = number();
         let (gdb, api) = (self.host.path(&format!("ch-gdb-{name}")), self.host.path(&format!("ch-api-{name}")));
-        let mut argv = vec![self.program.clone()];
+        let mut argv = vec![program.to_owned()];
         argv.extend(["--api-socket".to_owned(), api.clone()]);
         if with_gdb {
             argv.extend(["--gdb".to_owned(), format!("path={gdb}")]);
@@ -162,10 +171,27 @@ impl Process {
     }
 }
 
+/// Another VMM beside a guest's, without a VM.
+struct Spare {
+    process: Process,
+    /// In the host, for snapshots and sockets.
+    directory: String,
+    /// To the socket there on which it receives a VM.
+    arrival: Forward,
+}
+
+impl Spare {
+    fn start(launcher: &Launcher<'_>) -> Result<Self> {
+        let process = launcher.spawn(&launcher.program, Vec::new(), true)?;
+        let directory = launcher.directory()?;
+        let arrival = launcher.host.forward(Endpoint::Unix(format!("{directory}/migration.sock")))?;
+        Ok(Self { process, directory, arrival })
+    }
+}
+
 struct Guest {
     process: Process,
-    /// Another one without a VM, and a directory for snapshots.
-    spare: Option<(Process, String)>,
+    spare: Option<Spare>,
 }
 
 impl RunningGuest for Guest {
@@ -175,16 +201,17 @@ impl RunningGuest for Guest {
 
     fn facts(&self) -> Facts {
         let mut facts = vec![("VMM_API", self.process.api.port().to_string())];
-        if let Some((spare, directory)) = &self.spare {
-            facts.push(("SPARE_API", spare.api.port().to_string()));
-            facts.push(("SPARE_GDB", spare.address()));
+        if let Some(Spare { process, directory, arrival }) = &self.spare {
+            facts.push(("SPARE_API", process.api.port().to_string()));
+            facts.push(("SPARE_GDB", process.address()));
+            facts.push(("SPARE_ARRIVAL", arrival.port().to_string()));
             facts.push(("HOST_DIRECTORY", directory.clone()));
         }
         facts
     }
 
     fn output(&self) -> String {
-        let spare = self.spare.as_ref().map(|(spare, _)| spare.vmm.output_text()).filter(|text| !text.is_empty());
+        let spare = self.spare.as_ref().map(|spare| spare.process.vmm.output_text()).filter(|text| !text.is_empty());
         let spare = spare.map(|text| format!("\nthe spare VMM:\n{text}")).unwrap_or_default();
         self.process.vmm.output_text() + &spare
     }

@@ -6,8 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::assets::{GuestFile, guest_initramfs, without_debug_info};
+use crate::assets::{GuestFile, guest_initramfs, kernel, without_debug_info};
 use crate::context::Context;
+use crate::modules::{Module, load_order};
 use crate::packages::Tool;
 use crate::paths;
 use crate::progress::tail;
@@ -48,16 +49,28 @@ pub(super) fn bare(context: &Context, layout: &GuestLayout) -> Result<PathBuf> {
     compile(context, "bare.elf", &sources, &flags)
 }
 
-/// The Linux guest's init, with debug information, and an initramfs that holds it.
+/// The Linux guest's init, with debug information, and an initramfs that holds it and loads these modules first.
 ///
 /// # Errors
-/// What the compiler prints.
-pub(super) fn agent(context: &Context) -> Result<(PathBuf, PathBuf)> {
+/// What the compiler prints, and a module that the kernel does not have.
+pub(super) fn agent(context: &Context, drivers: &[&str]) -> Result<(PathBuf, PathBuf)> {
     let flags = ["-no-pie", "-O1", "-fno-omit-frame-pointer", "-pthread"].map(str::to_owned);
     let program = compile(context, "agent", &["agent.c"], &flags)?;
-    let init = GuestFile::program("/init", &without_debug_info(&program)?)?;
-    let initrd = guest_initramfs(&context.packages, &[init])?;
-    Ok((program, initrd))
+    let stripped = without_debug_info(&program)?;
+    let files = if drivers.is_empty() {
+        vec![GuestFile::program("/init", &stripped)?]
+    } else {
+        let mut files = vec![GuestFile::program("/agent", &stripped)?];
+        let mut init = "#!/bin/busybox sh\n".to_owned();
+        for Module { name, content } in load_order(&kernel(&context.packages)?.modules, drivers)? {
+            let path = format!("/modules/{name}.ko");
+            init += &format!("/bin/busybox insmod {path}\n");
+            files.push(GuestFile { path, mode: 0o644, content });
+        }
+        files.push(GuestFile::script("/init", &(init + "exec /agent\n")));
+        files
+    };
+    Ok((program, guest_initramfs(&context.packages, &files)?))
 }
 
 /// Compiles sources of tests/guest. Done again when any file there, the flags or the compiler changed.

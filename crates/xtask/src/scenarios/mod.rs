@@ -53,6 +53,9 @@ pub struct ScenarioOptions {
     /// The VMM's program, instead of one that is built or installed
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
+    /// The same VMM without debug sessions, for scenarios that give it a snapshot with one (cloud-hypervisor)
+    #[arg(long, value_name = "PATH")]
+    pub pristine: Option<PathBuf>,
     /// Only scenarios whose name contains this; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
@@ -123,7 +126,8 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
             Box::new(qemu)
         }
         ("cloud-hypervisor", Some(host)) => {
-            Box::new(CloudHypervisor::new(context, host, binary.context("no binary")?)?)
+            let binary = binary.context("no binary")?;
+            Box::new(CloudHypervisor::new(context, host, binary, options.pristine.as_deref())?)
         }
         (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm, cloud-hypervisor, qemu or qemu-tcg"),
     };
@@ -163,7 +167,7 @@ pub(crate) struct AgentGuest {
 /// # Errors
 /// If a part of it cannot be had.
 pub(crate) fn agent_guest(context: &Context, host: &KvmHost) -> Result<AgentGuest> {
-    let (agent, initrd) = guests::agent(context)?;
+    let (agent, initrd) = guests::agent(context, &[])?;
     Ok(AgentGuest { agent, initrd, symbols: kernel_symbols(context, Some(host))? })
 }
 
@@ -230,6 +234,9 @@ impl Suite<'_> {
         if scenario.moves {
             return self.attempt_moves(scenario);
         }
+        if scenario.drives_vmm {
+            return self.attempt_driven(scenario);
+        }
         let (mut guest, facts) = match scenario.guest {
             GuestKind::Bare => self.bare(scenario)?,
             GuestKind::Linux => self.linux(scenario)?,
@@ -238,7 +245,7 @@ impl Suite<'_> {
         let outcome = script::run(scenario, &[facts.as_slice(), &connection, &guest.facts()].concat())?;
         let (mut status, mut reason) = (outcome.status, outcome.reason);
         // Whatever a client did, the VMM has to be there afterwards.
-        if let Some(end) = guest.ended().filter(|_| !scenario.drives_vmm) {
+        if let Some(end) = guest.ended() {
             let so_far = reason.map(|reason| format!("; {reason}")).unwrap_or_default();
             (status, reason) = (Status::Failed, Some(format!("the VMM ended: {end}{so_far}")));
         }
@@ -246,7 +253,7 @@ impl Suite<'_> {
             note(format!("{}: its output ends with\n{}", scenario.name, tail(&outcome.output)));
             let console = guest.output();
             note(format!("{}: the guest's console and the VMM's messages end with\n{}", scenario.name, tail(&console)));
-        } else if scenario.guest == GuestKind::Linux && !scenario.drives_vmm {
+        } else if scenario.guest == GuestKind::Linux {
             self.guest = Some(LinuxGuest { running: guest, cpus: scenario.cpus, facts });
         }
         Ok((status, reason))
@@ -263,6 +270,27 @@ impl Suite<'_> {
             bail!("reference-vmm does not build for this machine");
         }
         Ok(target.join("reference-vmm").display().to_string())
+    }
+
+    /// A scenario that drives the VMM itself: whether its guest is there afterwards is its own business.
+    fn attempt_driven(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
+        let mover = self.vmm.mover().context("this VMM's guests can't be moved by the suite")?;
+        let (guest, facts) = match scenario.guest {
+            GuestKind::Bare => self.bare(scenario)?,
+            GuestKind::Linux => self.new_linux(scenario, GuestOptions::default().memory)?,
+        };
+        let guest: Arc<dyn RunningGuest> = guest.into();
+        let connection = [("GDB_TARGET", guest.address()), ("GDB_CPUS", scenario.cpus.to_string())];
+        let outcome = Fleet::new(mover, guest.clone()).serve(|socket| {
+            let fleet = [("FLEET", socket.display().to_string())];
+            script::run(scenario, &[facts.as_slice(), &connection, &fleet, &guest.facts()].concat())
+        })?;
+        if outcome.status == Status::Failed {
+            note(format!("{}: its output ends with\n{}", scenario.name, tail(&outcome.output)));
+            let console = guest.output();
+            note(format!("{}: the guest's console and the VMM's messages end with\n{}", scenario.name, tail(&console)));
+        }
+        Ok((outcome.status, outcome.reason))
     }
 
     fn attempt_moves(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
@@ -312,7 +340,7 @@ impl Suite<'_> {
 
     /// A Linux guest whose init is up: the last scenario's, if that left one.
     fn linux(&mut self, scenario: &Scenario) -> Result<(Box<dyn RunningGuest>, Facts)> {
-        let fits = |guest: &LinuxGuest| guest.cpus == scenario.cpus && !scenario.drives_vmm;
+        let fits = |guest: &LinuxGuest| guest.cpus == scenario.cpus;
         if let Some(guest) = self.guest.take().filter(fits) {
             return Ok((guest.running, guest.facts));
         }
@@ -320,7 +348,7 @@ impl Suite<'_> {
     }
 
     fn new_linux(&self, scenario: &Scenario, memory: u32) -> Result<(Box<dyn RunningGuest>, Facts)> {
-        let (agent, initrd) = guests::agent(self.context)?;
+        let (agent, initrd) = guests::agent(self.context, self.vmm.drivers())?;
         let symbols = kernel_symbols(self.context, self.host)?;
         let mut guest = self.vmm.start(&GuestOptions {
             initrd: Some(initrd),

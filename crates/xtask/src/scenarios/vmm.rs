@@ -31,6 +31,11 @@ pub(super) trait Vmm {
     /// Name of its serial console, as Linux calls it.
     fn console(&self) -> &'static str;
 
+    /// Kernel modules without which its guests can't be moved.
+    fn drivers(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Starts a guest; its gdb socket is open when this returns.
     fn start(&self, options: &GuestOptions) -> Result<Box<dyn RunningGuest>>;
 

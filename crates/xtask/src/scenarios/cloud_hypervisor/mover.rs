@@ -42,10 +42,17 @@ impl<'a> ChMover<'a> {
 
     fn land(&self, arguments: &[&str], landing: &Landing) -> Result<Process> {
         let Landing { gdb, hold, watchpoints, breakpoints, plain, tcp } = landing;
-        let other = *hold || *plain || *tcp || watchpoints.is_some() || breakpoints.is_some();
+        let other = *hold || *tcp || watchpoints.is_some() || breakpoints.is_some();
         ensure!(!other, "unsupported: cloud-hypervisor has no option for {landing:?}");
+        let program = match (*plain, &self.launcher.pristine) {
+            (false, _) => &self.launcher.program,
+            (true, Some(pristine)) => pristine,
+            (true, None) => {
+                bail!("unsupported: without --pristine PATH every cloud-hypervisor here knows debug sessions")
+            }
+        };
         let arguments = [&SECCOMP, arguments].concat().into_iter().map(str::to_owned);
-        self.launcher.spawn(arguments.collect(), *gdb)
+        self.launcher.spawn(program, arguments.collect(), *gdb)
     }
 }
 
