@@ -596,7 +596,7 @@ fn breakpoints_are_planted_only_on_the_instruction_that_was_saved() {
 }
 
 #[test]
-fn nothing_changes_while_frozen() {
+fn nothing_but_breakpoints_changes_while_frozen() {
     let vm = Vm::new(1, &LOOP).start();
     vm.session.insert(V0, software(RAM + 8)).unwrap();
     let state = save(&vm);
@@ -605,8 +605,6 @@ fn nothing_changes_while_frozen() {
     assert!(matches!(session.freeze_planted(), Err(SessionError::Frozen)));
     assert!(matches!(session.resume(&[]), Err(SessionError::Frozen)));
     assert!(matches!(session.attach(), Err(SessionError::Frozen)));
-    assert!(matches!(session.insert(V0, hardware(RAM)), Err(SessionError::Frozen)));
-    assert!(matches!(session.remove(software(RAM + 8)), Err(SessionError::Frozen)));
     assert!(matches!(session.write_memory(V0, Gva(RAM), &[0]), Err(SessionError::Frozen)));
     assert!(matches!(session.write_physical(GuestAddress(RAM), &[0]), Err(SessionError::Frozen)));
     assert!(matches!(session.write_register(V0, Reg::Pc, &[0; 8]), Err(SessionError::Frozen)));
@@ -620,6 +618,32 @@ fn nothing_changes_while_frozen() {
     session.thaw().unwrap();
     eventually(|| vm.get(0, Reg::X(1)) > 10);
     assert_eq!(vm.word(RAM + 8), NOP);
+}
+
+#[test]
+fn breakpoints_set_while_frozen_come_with_the_thaw() {
+    for planted in [true, false] {
+        let vm = Vm::new(1, &LOOP).start();
+        let session = &vm.session;
+        let code = vm.word(RAM + 4);
+        session.insert(V0, software(RAM + 8)).unwrap();
+        if planted { session.freeze_planted() } else { session.freeze() }.unwrap();
+        session.insert(V0, software(RAM + 4)).unwrap();
+        assert_eq!(vm.word(RAM + 4), code, "memory is being saved");
+        session.remove(software(RAM + 8)).unwrap();
+        session.insert(V0, hardware(RAM + 8)).unwrap();
+        let state = session.state().unwrap();
+        assert_eq!(state.software.iter().map(|point| point.physical).collect::<Vec<_>>(), [RAM + 4]);
+        assert_eq!(state.hardware, [RAM + 8]);
+        session.thaw().unwrap();
+        assert_eq!(vm.word(RAM + 8), NOP);
+        session.resume(&[]).unwrap();
+        assert_eq!(vm.stop().reason, StopReason::SoftwareBreakpoint(Gva(RAM + 4)));
+        session.remove(software(RAM + 4)).unwrap();
+        assert_eq!(vm.word(RAM + 4), code);
+        session.resume(&[]).unwrap();
+        assert_eq!(vm.stop().reason, StopReason::HardwareBreakpoint(Gva(RAM + 8)));
+    }
 }
 
 #[test]

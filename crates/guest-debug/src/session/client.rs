@@ -244,15 +244,15 @@ impl<A: Arch> DebugSession<A> {
     }
 
     /// Inserts a breakpoint. A software breakpoint's address is translated in the address space that `vcpu` is
-    /// in. Inserting the same one again changes nothing.
+    /// in. Inserting the same one again changes nothing. In a frozen session it is planted by the thaw.
     ///
     /// # Errors
     ///
     /// [`SessionError::NoBreakpointSlot`], [`SessionError::NoWatchpointSlot`], [`SessionError::Address`],
     /// [`SessionError::Watch`], [`SessionError::Translate`], [`SessionError::Ram`], [`SessionError::NotStopped`],
-    /// [`SessionError::NotAttached`], [`SessionError::Frozen`].
+    /// [`SessionError::NotAttached`].
     pub fn insert(&self, vcpu: VcpuId, breakpoint: Breakpoint) -> Result<(), SessionError> {
-        let mut tables = self.thawed()?;
+        let mut tables = self.tables();
         if !tables.attached {
             return Err(SessionError::NotAttached);
         }
@@ -265,7 +265,11 @@ impl<A: Arch> DebugSession<A> {
             Breakpoint::Software(address) => {
                 let gpa = self.translate(vcpu, address)?;
                 A::check(breakpoint)?;
-                self.software_mut().insert(address, gpa, &*self.ram)?;
+                if self.is_frozen() {
+                    self.software_mut().insert_later(address, gpa, &*self.ram)?;
+                } else {
+                    self.software_mut().insert(address, gpa, &*self.ram)?;
+                }
                 if let Some(also_software) = tables.stand_ins.get_mut(&address) {
                     *also_software = true;
                 }
@@ -278,9 +282,9 @@ impl<A: Arch> DebugSession<A> {
     ///
     /// # Errors
     ///
-    /// [`SessionError::NoSuchBreakpoint`], [`SessionError::NotStopped`], [`SessionError::Ram`], [`SessionError::Frozen`].
+    /// [`SessionError::NoSuchBreakpoint`], [`SessionError::NotStopped`], [`SessionError::Ram`].
     pub fn remove(&self, breakpoint: Breakpoint) -> Result<Removed, SessionError> {
-        let mut tables = self.thawed()?;
+        let mut tables = self.tables();
         self.all_stopped()?;
         let (removed, address) = match breakpoint {
             Breakpoint::Hardware(address) => (self.remove_hardware(&mut tables, address)?, address),

@@ -96,8 +96,8 @@ impl<A: Arch> DebugSession<A> {
     ///
     /// # Errors
     ///
-    /// [`SessionError::NotAttached`], [`SessionError::NotStopped`], [`SessionError::Frozen`], [`SessionError::Address`] and
-    /// [`SessionError::Watch`] for what can't be a breakpoint, [`SessionError::TooManyRules`].
+    /// [`SessionError::NotAttached`], [`SessionError::NotStopped`], [`SessionError::Address`] and [`SessionError::Watch`] for
+    /// what can't be a breakpoint, [`SessionError::TooManyRules`].
     pub fn set_rule(&self, breakpoint: Breakpoint, rule: HitRule) -> Result<(), SessionError> {
         self.change_rule(breakpoint, |old| Rule::new(rule, old.counts()))
     }
@@ -115,7 +115,7 @@ impl<A: Arch> DebugSession<A> {
     ///
     /// # Errors
     ///
-    /// [`SessionError::NotAttached`], [`SessionError::NotStopped`], [`SessionError::Frozen`].
+    /// [`SessionError::NotAttached`], [`SessionError::NotStopped`].
     pub fn clear_rule(&self, breakpoint: Breakpoint) -> Result<bool, SessionError> {
         let mut tables = self.changeable()?;
         Ok(Arc::make_mut(&mut tables.rules).remove(&breakpoint).is_some())
@@ -155,7 +155,7 @@ impl<A: Arch> DebugSession<A> {
 
     /// The tables, if a client may change what is in force.
     fn changeable(&self) -> Result<std::sync::MutexGuard<'_, Tables>, SessionError> {
-        let tables = self.thawed()?;
+        let tables = self.tables();
         if !tables.attached {
             return Err(SessionError::NotAttached);
         }

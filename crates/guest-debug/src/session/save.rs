@@ -36,7 +36,7 @@ impl<A: Arch> DebugSession<A> {
     /// and memory are the guest's own until [`Self::thaw`]. A step that is under way either executes or leaves no trace,
     /// and a range of steps halts between two instructions.
     ///
-    /// Meanwhile clients can look at everything and change nothing. The vCPUs' threads must reach
+    /// Meanwhile a client can look at everything; it can't change registers or memory, nor let anything run. The vCPUs' threads must reach
     /// [`super::VcpuDebugger::wait`], so a VMM that parks them elsewhere for a pause of its own does so afterwards.
     ///
     /// # Errors

@@ -69,12 +69,31 @@ impl<A: Arch> SoftwareBreakpoints<A> {
                 bucket.insert(gpa.0, Planted { original, names, armed: true });
             }
         }
+        self.name(name, gpa);
+        Ok(())
+    }
+
+    /// The same without a write to memory: it is planted by [`Self::plant_all`].
+    pub(super) fn insert_later(&mut self, name: Gva, gpa: GuestAddress, ram: &dyn GuestRam) -> Result<(), RamError> {
+        if self.at(gpa.0).is_none() {
+            let original = read_code::<A>(ram, gpa)?;
+            if original == A::BREAK && self.adopt(name, gpa) {
+                return Ok(());
+            }
+            let waiting = Planted { original, names: Few::default(), armed: false };
+            self.pages.entry(page(gpa.0)).or_default().insert(gpa.0, waiting);
+        }
+        self.name(name, gpa);
+        Ok(())
+    }
+
+    /// Gives a breakpoint one more name.
+    fn name(&mut self, name: Gva, gpa: GuestAddress) {
         if let Some(planted) = self.at_mut(gpa.0) {
             planted.names.insert(name);
         }
         self.by_name.entry(name).or_default().insert(gpa.0);
         self.changed();
-        Ok(())
     }
 
     /// Removes what the client calls `name`, wherever it was planted: the guest's address space may be another
