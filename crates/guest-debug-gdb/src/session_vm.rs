@@ -33,9 +33,9 @@ pub trait Monitor: Send + Sync {
 
 /// A VM whose debug session is in this process.
 ///
-/// While the session is frozen, because the VM is paused or being saved, the client can look at everything. It may order
-/// to continue or to step, which is done when the session is thawed, or not at all if it interrupts the guest before.
-/// What else would change something waits for a moment, and is refused then.
+/// While the session is frozen, because the VM is paused or being saved, the client can look at everything. Its breakpoints
+/// come into force with the thaw. It may order to continue or to step, which is done then, or not at all if it interrupts
+/// the guest before. Who attaches or changes registers or memory waits for a moment, and is refused.
 ///
 /// Cheap to clone; all clones are the same VM. Keep one to tell the client when the guest has ended.
 pub struct SessionVm<A: Arch = Arm64> {
@@ -206,14 +206,14 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
         if self.has_moved() {
             return Ok(());
         }
-        self.waiting(|| self.session.insert(vcpu, breakpoint))
+        self.session.insert(vcpu, breakpoint).map_err(translate_error)
     }
 
     fn remove(&self, _: VcpuId, breakpoint: Breakpoint) -> Result<(), VmError> {
         if self.has_moved() {
             return Ok(());
         }
-        if self.waiting(|| self.session.remove(breakpoint))? == Removed::Overwritten {
+        if self.session.remove(breakpoint).map_err(translate_error)? == Removed::Overwritten {
             log::info!("the guest has written over {breakpoint:x?}; what it wrote was left alone");
         }
         Ok(())
@@ -241,14 +241,14 @@ impl<A: Arch> DebugVm<A> for SessionVm<A> {
         if self.has_moved() {
             return Ok(());
         }
-        self.waiting(|| self.session.set_rule(breakpoint, rule.clone()))
+        self.session.set_rule(breakpoint, rule).map_err(translate_error)
     }
 
     fn set_ignore_count(&self, breakpoint: Breakpoint, count: u64) -> Result<(), VmError> {
         if self.has_moved() {
             return Ok(());
         }
-        self.waiting(|| self.session.set_ignore_count(breakpoint, count))
+        self.session.set_ignore_count(breakpoint, count).map_err(translate_error)
     }
 
     fn rules(&self) -> Result<Vec<RuleInfo>, VmError> {
