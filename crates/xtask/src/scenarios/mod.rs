@@ -59,6 +59,9 @@ pub struct ScenarioOptions {
     /// Only scenarios whose name contains this; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
+    /// No scenario may take longer, for a VMM with which many never end
+    #[arg(long, value_name = "SECONDS")]
+    pub limit: Option<u64>,
     /// Write the results to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -103,6 +106,9 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
     }
     if scenarios.is_empty() {
         bail!("no scenario has a name that contains {}", options.only.join(" or "));
+    }
+    if let Some(limit) = options.limit.map(Duration::from_secs) {
+        scenarios.iter_mut().for_each(|scenario| scenario.timeout = scenario.timeout.min(limit));
     }
     let binary = options.binary.as_deref();
     if options.vmm == "cloud-hypervisor" && binary.is_none() {
