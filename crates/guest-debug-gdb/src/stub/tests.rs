@@ -90,7 +90,14 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     ];
     let likely = prop::collection::vec(token, 0..8).prop_map(|tokens| tokens.concat());
     let rest = prop_oneof![likely, prop::collection::vec(any::<u8>(), 0..64)];
-    (prop::sample::select(PREFIXES.to_vec()), rest).prop_map(|(prefix, rest)| [prefix.as_bytes(), &rest].concat())
+    (prop::sample::select(PREFIXES.to_vec()), rest)
+        .prop_map(|(prefix, rest)| [prefix.as_bytes(), &rest].concat())
+        .prop_filter("it means to end the session", |body| !leaves(body))
+}
+
+/// Whether a packet is one of those that end a session: chance finds them too.
+fn leaves(body: &[u8]) -> bool {
+    matches!(body, b"k" | b"D" | [b'D', b';', ..] | b"vKill") || body.starts_with(b"vKill;")
 }
 
 proptest! {
