@@ -331,6 +331,19 @@ fn every_register_is_read_and_written_back() {
 }
 
 #[test]
+fn mxcsr_is_read_and_written() {
+    if !has(&[]) {
+        return;
+    }
+    let guest = Guest::new(&[NOP]).unwrap();
+    // Everything masked, as after reset; then with the precision exception noted.
+    assert_eq!(guest.vcpu.get_u64(Reg::Mxcsr).unwrap(), 0x1f80);
+    guest.vcpu.set_u64(Reg::Mxcsr, 0x1fa0).unwrap();
+    assert_eq!(guest.vcpu.get_u64(Reg::Mxcsr).unwrap(), 0x1fa0);
+    assert!(guest.vcpu.set_u64(Reg::Mxcsr, 0x1_1fa0).is_err(), "a bit that is reserved");
+}
+
+#[test]
 fn registers_hold_what_is_written() {
     if !has(&[]) {
         return;

@@ -1,4 +1,7 @@
 //! x87, SSE and AVX registers.
+//!
+//! MXCSR goes by `KVM_GET_XSAVE`: `struct kvm_fpu` has a field for it, which KVM neither fills nor reads
+//! (kvm_arch_vcpu_ioctl_get_fpu in arch/x86/kvm/x86.c).
 
 use super::os;
 use crate::VcpuError;
@@ -12,17 +15,20 @@ const LONGEST: usize = 16;
 /// Where the upper halves of YMM are in the standard form of XSAVE, and XSTATE_BV (SDM volume 1, 13.4).
 const YMM_H: usize = 576;
 const XSTATE_BV: usize = 512;
-/// State component 2 of XSTATE_BV.
+/// Where MXCSR is in it.
+const MXCSR: usize = 24;
+/// State components 1 and 2 of XSTATE_BV.
+const SSE: u32 = 1 << 1;
 const AVX: u32 = 1 << 2;
 /// CPUID leaf 1, ECX: AVX.
 const CPUID_AVX: u32 = 1 << 28;
 const WORD: usize = size_of::<u32>();
 
 pub(super) fn read(fd: &VcpuFd, reg: Reg) -> Result<Option<[u8; LONGEST]>, VcpuError> {
-    if let Reg::YmmH(n) = reg {
+    if let Some((at, words, _)) = in_xsave(reg) {
         let xsave = fd.get_xsave().map_err(os("KVM_GET_XSAVE"))?;
         let mut value = [0; LONGEST];
-        let words = xsave.region.iter().skip(ymm(n)).take(LONGEST / WORD).flat_map(|word| word.to_le_bytes());
+        let words = xsave.region.iter().skip(at).take(words).flat_map(|word| word.to_le_bytes());
         value.iter_mut().zip(words).for_each(|(to, from)| *to = from);
         return Ok(Some(value));
     }
@@ -38,7 +44,6 @@ pub(super) fn read(fd: &VcpuFd, reg: Reg) -> Result<Option<[u8; LONGEST]>, VcpuE
     Ok(Some(match reg {
         Reg::St(n) => fpu.fpr[usize::from(n & 7)],
         Reg::Xmm(n) => fpu.xmm[usize::from(n & 15)],
-        Reg::Mxcsr => word(fpu.mxcsr),
         Reg::Fctrl => word(fpu.fcw.into()),
         Reg::Fstat => word(fpu.fsw.into()),
         Reg::Ftag => word(full_tags(fpu.ftwx, fpu.fsw, &fpu.fpr).into()),
@@ -51,13 +56,13 @@ pub(super) fn read(fd: &VcpuFd, reg: Reg) -> Result<Option<[u8; LONGEST]>, VcpuE
 }
 
 pub(super) fn write(fd: &VcpuFd, reg: Reg, value: &[u8]) -> Result<bool, VcpuError> {
-    if let Reg::YmmH(n) = reg {
+    if let Some((at, words, component)) = in_xsave(reg) {
         let mut xsave = fd.get_xsave().map_err(os("KVM_GET_XSAVE"))?;
-        let words =
+        let new =
             value.chunks_exact(WORD).filter_map(|bytes| bytes.first_chunk()).map(|word| u32::from_le_bytes(*word));
-        xsave.region.iter_mut().skip(ymm(n)).zip(words).for_each(|(to, word)| *to = word);
+        xsave.region.iter_mut().skip(at).take(words).zip(new).for_each(|(to, word)| *to = word);
         if let Some(components) = xsave.region.get_mut(XSTATE_BV / WORD) {
-            *components |= AVX;
+            *components |= component;
         }
         set_xsave(fd, &xsave)?;
         return Ok(true);
@@ -85,8 +90,8 @@ fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), VcpuError> {
 }
 
 fn is_fpu(reg: Reg) -> bool {
-    use Reg::{Fctrl, Fioff, Fiseg, Fooff, Fop, Foseg, Fstat, Ftag, Mxcsr, St, Xmm};
-    matches!(reg, St(_) | Xmm(_) | Mxcsr | Fctrl | Fstat | Ftag | Fop | Fioff | Fiseg | Fooff | Foseg)
+    use Reg::{Fctrl, Fioff, Fiseg, Fooff, Fop, Foseg, Fstat, Ftag, St, Xmm};
+    matches!(reg, St(_) | Xmm(_) | Fctrl | Fstat | Ftag | Fop | Fioff | Fiseg | Fooff | Foseg)
 }
 
 fn put(fpu: &mut kvm_fpu, reg: Reg, value: &[u8]) {
@@ -97,7 +102,6 @@ fn put(fpu: &mut kvm_fpu, reg: Reg, value: &[u8]) {
     match reg {
         Reg::St(n) => copy(&mut fpu.fpr[usize::from(n & 7)]),
         Reg::Xmm(n) => copy(&mut fpu.xmm[usize::from(n & 15)]),
-        Reg::Mxcsr => fpu.mxcsr = word,
         Reg::Fctrl => fpu.fcw = word as u16,
         Reg::Fstat => fpu.fsw = word as u16,
         Reg::Ftag => fpu.ftwx = abridged_tags(word as u16),
@@ -109,7 +113,11 @@ fn put(fpu: &mut kvm_fpu, reg: Reg, value: &[u8]) {
     }
 }
 
-/// Where the upper half of YMM`n` begins, in words.
-fn ymm(n: u8) -> usize {
-    (YMM_H + usize::from(n & 15) * LONGEST) / WORD
+/// Where a register begins in XSAVE and how long it is there, in words, and the component that it belongs to.
+fn in_xsave(reg: Reg) -> Option<(usize, usize, u32)> {
+    match reg {
+        Reg::Mxcsr => Some((MXCSR / WORD, 1, SSE)),
+        Reg::YmmH(n) => Some(((YMM_H + usize::from(n & 15) * LONGEST) / WORD, LONGEST / WORD, AVX)),
+        _ => None,
+    }
 }
