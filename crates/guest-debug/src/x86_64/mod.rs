@@ -14,6 +14,7 @@ pub mod stop;
 pub mod translate;
 mod va;
 pub mod watch;
+pub mod xsave;
 
 pub use dbgreg::{Dr6, Dr7};
 pub use reg::Reg;
