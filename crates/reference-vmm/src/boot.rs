@@ -79,7 +79,9 @@ fn open_sized(path: &Path) -> Result<(File, u64), VmError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::Guest as _;
     use crate::memory;
+    use guest_debug::Arm64;
     use std::io::Write;
     use vmm_sys_util::tempfile::TempFile;
 
@@ -98,7 +100,7 @@ mod tests {
             ..VmConfig::new(kernel.as_path().to_owned())
         };
         let payload = Payload::open(&config).unwrap();
-        let ram = memory::allocate(8).unwrap();
+        let ram = memory::allocate(&Arm64::ram(8)).unwrap();
         let first = payload.load(&ram, &[0]).unwrap();
         assert_eq!(first.pc, layout::FLAT_BASE);
         ram.write_slice(&[9; 100], GuestAddress(layout::FLAT_BASE)).unwrap();
@@ -123,7 +125,7 @@ mod tests {
         let kernel = file(&[1; 5000]);
         let payload = Payload::open(&VmConfig { memory_mib: 8, ..VmConfig::new(kernel.as_path().to_owned()) }).unwrap();
         kernel.as_file().set_len(10).unwrap();
-        let error = payload.load(&memory::allocate(8).unwrap(), &[0]).unwrap_err();
+        let error = payload.load(&memory::allocate(&Arm64::ram(8)).unwrap(), &[0]).unwrap_err();
         assert!(matches!(error, VmError::Write { what: "the kernel", .. }), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! What a VM is made of.
 
 use crate::error::VmError;
-use crate::layout::{MAX_CPUS, MAX_MEMORY_MIB, MIN_MEMORY_MIB};
+use crate::guest::Guest;
 use linux_loader::cmdline::Cmdline;
 use std::fmt;
 use std::path::PathBuf;
@@ -10,6 +10,11 @@ use std::path::PathBuf;
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 /// Linux for arm64 takes a command line of 2048 bytes, its final zero included.
 pub const CMDLINE_CAPACITY: usize = 2048;
+
+/// The least memory that has room for a payload beside what else is loaded.
+pub const MIN_MEMORY_MIB: u64 = 8;
+/// Keeps the end of RAM inside 40 bits of guest-physical address, above the gaps that a machine has.
+pub const MAX_MEMORY_MIB: u64 = 512 * 1024;
 
 /// A VM, as the user asked for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,14 +49,14 @@ impl VmConfig {
         }
     }
 
-    /// Checks the settings that have a range.
+    /// Checks the settings that have a range, for a guest of the architecture `G`.
     ///
     /// # Errors
     ///
     /// [`VmError::Setting`] with the first one that is outside its range.
-    pub fn check(&self) -> Result<(), VmError> {
-        if !(1..=MAX_CPUS).contains(&self.cpus) {
-            return Err(setting("--cpus", self.cpus, format!("1 to {MAX_CPUS}")));
+    pub fn check<G: Guest>(&self) -> Result<(), VmError> {
+        if !(1..=G::MAX_CPUS).contains(&self.cpus) {
+            return Err(setting("--cpus", self.cpus, format!("1 to {}", G::MAX_CPUS)));
         }
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(setting("--memory", self.memory_mib, format!("{MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB")));
@@ -99,21 +104,25 @@ pub enum DebugMode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use guest_debug::{Arm64, X86_64};
 
     #[test]
     fn bad_settings_are_named() {
         let good = VmConfig::new("Image");
-        assert!(good.check().is_ok());
+        assert!(good.check::<Arm64>().is_ok());
+        let many = VmConfig { cpus: 300, ..good.clone() };
+        assert!(many.check::<Arm64>().is_ok());
+        assert_eq!(many.check::<X86_64>().unwrap_err().to_string(), "--cpus is 300; it can be 1 to 254");
         let bad = [
             (VmConfig { cpus: 0, ..good.clone() }, "--cpus"),
-            (VmConfig { cpus: MAX_CPUS + 1, ..good.clone() }, "--cpus"),
+            (VmConfig { cpus: Arm64::MAX_CPUS + 1, ..good.clone() }, "--cpus"),
             (VmConfig { memory_mib: 1, ..good.clone() }, "--memory"),
             (VmConfig { memory_mib: u64::MAX, ..good.clone() }, "--memory"),
             (VmConfig { cmdline: "x".repeat(CMDLINE_CAPACITY), ..good.clone() }, "--cmdline"),
             (VmConfig { cmdline: "a\0b".to_owned(), ..good }, "--cmdline"),
         ];
         for (config, expected) in bad {
-            match config.check() {
+            match config.check::<Arm64>() {
                 Err(VmError::Setting { name, .. }) => assert_eq!(name, expected),
                 other => panic!("{expected}: {other:?}"),
             }

@@ -9,7 +9,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum VmError {
     /// A VM can't be run on this machine.
-    #[error("that needs an arm64 host with /dev/kvm; this one is {0}")]
+    #[error("that needs an arm64 or x86_64 host with /dev/kvm; this one is {0}")]
     UnsupportedHost(&'static str),
     /// A setting is outside its range.
     #[error("{name} is {value}; it can be {acceptable}")]

@@ -1,5 +1,7 @@
 use super::*;
+use crate::guest::Guest as _;
 use crate::memory;
+use guest_debug::Arm64;
 use std::io::Write;
 use vmm_sys_util::tempfile::TempFile;
 
@@ -53,7 +55,7 @@ fn assert_bad(bytes: &[u8], expected: &str) {
 
 #[test]
 fn flat_binary() {
-    let memory = memory::allocate(16).unwrap();
+    let memory = memory::allocate(&Arm64::ram(16)).unwrap();
     let kernel = open(&[1, 2, 3]).unwrap();
     assert_eq!((kernel.entry(), kernel.end()), (FLAT_BASE, FLAT_BASE + 3));
     kernel.load(&memory).unwrap();
@@ -75,7 +77,7 @@ fn linux_image() {
 
 #[test]
 fn elf_file_is_entered_by_physical_address() {
-    let memory = memory::allocate(16).unwrap();
+    let memory = memory::allocate(&Arm64::ram(16)).unwrap();
     let address = RAM_BASE + 0x10_0000;
     memory.write_slice(&[0xff; 40], GuestAddress(address)).unwrap();
     let kernel = open(&elf(address)).unwrap();

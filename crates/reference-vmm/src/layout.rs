@@ -47,10 +47,6 @@ pub const FLAT_BASE: u64 = RAM_BASE;
 
 /// KVM's GICv3 has redistributors for so many vCPUs.
 pub const MAX_CPUS: u32 = 512;
-/// The least memory that has room for a payload beside the device tree.
-pub const MIN_MEMORY_MIB: u64 = 8;
-/// Keeps the end of RAM inside 40 bits of guest-physical address.
-pub const MAX_MEMORY_MIB: u64 = 512 * 1024;
 
 /// The arm64 boot protocol allows a device tree of 2 MiB at most.
 pub const FDT_MAX_SIZE: u64 = 0x20_0000;

@@ -96,7 +96,7 @@ fn finish(control: Option<crate::control_socket::ControlServer>, result: Result<
 }
 
 /// `None` when the user did not want to wait for it any longer.
-#[cfg(target_arch = "aarch64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 fn make(
     origin: &Origin,
     surroundings: &Surroundings,
@@ -142,26 +142,6 @@ fn make(
     }
 }
 
-/// Boots it. What was saved or comes from elsewhere is an arm64 guest, and is refused.
-#[cfg(target_arch = "x86_64")]
-fn make(
-    origin: &Origin,
-    surroundings: &Surroundings,
-    _: &crate::arrival::Arrival,
-) -> Result<Option<crate::pc::Vm>, VmError> {
-    match origin {
-        Origin::Boot(config) => crate::pc::Vm::new(config, Box::new(std::io::stdout())).map(Some),
-        Origin::Snapshot(directory) => {
-            let mut snapshot = crate::snapshot::Snapshot::open(directory)?;
-            if surroundings.without_session {
-                snapshot.state.guest_debug = None;
-            }
-            Err(VmError::UnsupportedHost(std::env::consts::ARCH))
-        }
-        Origin::Migration(_) => Err(VmError::UnsupportedHost(std::env::consts::ARCH)),
-    }
-}
-
 /// Checks the settings and the files, and says that guests need another host.
 ///
 /// # Errors
@@ -171,7 +151,7 @@ fn make(
 pub fn run(origin: &Origin, _: &Surroundings) -> Result<(), VmError> {
     match origin {
         Origin::Boot(config) => {
-            config.check()?;
+            config.check::<guest_debug::Arm64>()?;
             crate::boot::Payload::open(config)?;
         }
         Origin::Snapshot(directory) => drop(crate::snapshot::Snapshot::open(directory)?),
@@ -185,16 +165,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_pc_is_refused_by_name() {
+    fn what_can_not_run_is_refused_by_name() {
         let run = |origin| run(&origin, &Surroundings::default()).unwrap_err();
-        let config = VmConfig::new(std::env::current_exe().unwrap());
-        let error = run(Origin::Boot(VmConfig { cpus: 0, ..config.clone() }));
-        assert!(matches!(error, VmError::Setting { name: "--cpus", .. }), "{error}");
-        let error = run(Origin::Boot(VmConfig { memory_mib: 4096, ..config }));
-        assert!(error.to_string().contains("at most 3072 for x86_64 guests"), "{error}");
+        let config = VmConfig::new("/nonexistent");
+        let error = run(Origin::Boot(VmConfig { cpus: 255, ..config.clone() }));
+        assert_eq!(error.to_string(), "--cpus is 255; it can be 1 to 254");
+        let error = run(Origin::Boot(config));
+        assert!(matches!(error, VmError::File { .. }), "{error}");
         let error = run(Origin::Snapshot("/nonexistent".into())).to_string();
         assert!(error.contains("/nonexistent/state.json"), "{error}");
-        let error = run(Origin::Migration("unix:/nonexistent".parse().unwrap())).to_string();
-        assert!(error.contains("arm64") && error.contains("x86_64"), "{error}");
     }
 }

@@ -10,15 +10,16 @@
 //! it from one that is being written.
 
 use crate::error::VmError;
-use crate::layout::RAM_BASE;
+use crate::guest::Guest;
 use crate::memory::{self, Ram};
-use crate::state::VmState;
+use crate::state::{Header, VmState};
+use guest_debug::Arm64;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::Bytes;
 use vmm_sys_util::seek_hole::SeekHole as _;
 
 /// The VM without its memory.
@@ -78,8 +79,10 @@ impl Writer {
             file.set_len(size)?;
             let mut chunk = vec![0; CHUNK];
             for offset in (0..size).step_by(CHUNK) {
-                // Memory is a multiple of 1 MiB.
-                ram.read_slice(&mut chunk, GuestAddress(RAM_BASE + offset)).map_err(io::Error::other)?;
+                // Every region is a multiple of 1 MiB.
+                for (address, _) in memory::pieces(ram, offset, CHUNK as u64) {
+                    ram.read_slice(&mut chunk, address).map_err(io::Error::other)?;
+                }
                 if !memory::is_zero(&chunk) {
                     file.write_all_at(&chunk, offset)?;
                 }
@@ -94,7 +97,7 @@ impl Writer {
     /// # Errors
     ///
     /// [`VmError::Snapshot`].
-    pub fn write_state(&self, state: &VmState) -> Result<(), VmError> {
+    pub fn write_state<G: Guest>(&self, state: &VmState<G>) -> Result<(), VmError> {
         let path = self.partial.join(STATE_FILE);
         let write = || -> io::Result<()> {
             let mut writer = BufWriter::new(create_file(&path)?);
@@ -135,29 +138,46 @@ impl Drop for Writer {
 
 /// A snapshot that was opened; its state is checked.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct Snapshot<G: Guest = Arm64> {
     /// The VM without its memory.
-    pub state: VmState,
+    pub state: VmState<G>,
     path: PathBuf,
     memory: File,
 }
 
-impl Snapshot {
-    /// Opens a snapshot.
+/// What a snapshot says of itself first: the architecture decides what comes after.
+///
+/// # Errors
+///
+/// [`VmError::Snapshot`].
+pub fn header(directory: &Path) -> Result<Header, VmError> {
+    let (path, text) = read_state(directory)?;
+    serde_json::from_str(&text).map_err(|source| error(&path, source))
+}
+
+fn read_state(directory: &Path) -> Result<(PathBuf, String), VmError> {
+    let path = directory.join(STATE_FILE);
+    let file = File::open(&path).map_err(|source| error(&path, source))?;
+    let size = file.metadata().map_err(|source| error(&path, source))?.len();
+    if size > MAX_STATE_SIZE {
+        return Err(error(&path, format!("has {size} bytes; it can have at most {MAX_STATE_SIZE}")));
+    }
+    let mut text = String::new();
+    file.take(MAX_STATE_SIZE).read_to_string(&mut text).map_err(|source| error(&path, source))?;
+    Ok((path, text))
+}
+
+impl<G: Guest> Snapshot<G> {
+    /// Opens a snapshot of a guest of this architecture.
     ///
     /// # Errors
     ///
     /// [`VmError::Snapshot`] and [`VmError::State`] with the file and what is wrong in it.
     pub fn open(directory: &Path) -> Result<Self, VmError> {
-        let path = directory.join(STATE_FILE);
-        let file = File::open(&path).map_err(|source| error(&path, source))?;
-        let size = file.metadata().map_err(|source| error(&path, source))?.len();
-        if size > MAX_STATE_SIZE {
-            return Err(error(&path, format!("has {size} bytes; it can have at most {MAX_STATE_SIZE}")));
-        }
-        let mut text = String::new();
-        file.take(MAX_STATE_SIZE).read_to_string(&mut text).map_err(|source| error(&path, source))?;
-        let state: VmState = serde_json::from_str(&text).map_err(|source| error(&path, source))?;
+        let (path, text) = read_state(directory)?;
+        let header: Header = serde_json::from_str(&text).map_err(|source| error(&path, source))?;
+        header.check::<G>()?;
+        let state: VmState<G> = serde_json::from_str(&text).map_err(|source| error(&path, source))?;
         state.check()?;
         let path = directory.join(MEMORY_FILE);
         let memory = File::open(&path).map_err(|source| error(&path, source))?;
@@ -187,9 +207,9 @@ impl Snapshot {
             while let Some(start) = file_for_holes.seek_data(offset)? {
                 let end = file_for_holes.seek_hole(start)?.unwrap_or(memory::size(ram));
                 file.seek(SeekFrom::Start(start))?;
-                let length = usize::try_from(end - start).map_err(io::Error::other)?;
-                let at = GuestAddress(RAM_BASE + start);
-                ram.read_exact_volatile_from(at, &mut file, length).map_err(io::Error::other)?;
+                for (address, range) in memory::pieces(ram, start, end - start) {
+                    ram.read_exact_volatile_from(address, &mut file, range.len()).map_err(io::Error::other)?;
+                }
                 offset = end;
             }
             Ok(())
@@ -210,36 +230,80 @@ fn error(path: &Path, reason: impl std::fmt::Display) -> VmError {
 mod tests {
     use super::*;
     use crate::state::tests::sample;
+    use crate::state::x86_64;
+    use guest_debug::{Arch as _, X86_64};
+    use std::sync::Arc;
+    use vm_memory::GuestAddress;
     use vmm_sys_util::tempdir::TempDir;
 
     fn write(name: &Path, ram: &Ram) -> Result<(), VmError> {
+        write_as(name, ram, &sample())
+    }
+
+    fn write_as<G: Guest>(name: &Path, ram: &Ram, state: &VmState<G>) -> Result<(), VmError> {
         let writer = Writer::create(name)?;
         writer.write_memory(ram)?;
-        writer.write_state(&sample())?;
+        writer.write_state(state)?;
         writer.commit()
+    }
+
+    fn ram() -> Arc<Ram> {
+        memory::allocate(&Arm64::ram(8)).unwrap()
     }
 
     #[test]
     fn what_is_written_comes_back() {
         let directory = TempDir::new().unwrap();
         let name = directory.as_path().join("snapshot");
-        let ram = memory::allocate(8).unwrap();
+        let ram = ram();
         for (offset, byte) in [(0, 1_u8), (5 << 20, 2), ((8 << 20) - 1, 3)] {
-            ram.write_obj(byte, GuestAddress(RAM_BASE + offset)).unwrap();
+            ram.write_obj(byte, GuestAddress(crate::layout::RAM_BASE + offset)).unwrap();
         }
         write(&name, &ram).unwrap();
         let blocks = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(name.join(MEMORY_FILE)).unwrap());
         assert!(blocks * 512 < 1 << 20, "{blocks} blocks: zeroes were written");
-        let snapshot = Snapshot::open(&name).unwrap();
+        let snapshot = Snapshot::<Arm64>::open(&name).unwrap();
         assert_eq!(snapshot.state, sample());
-        let restored = memory::allocate(8).unwrap();
+        let restored = self::ram();
         snapshot.load_memory(&restored).unwrap();
-        let bytes = |ram: &Ram| {
-            let mut bytes = vec![0_u8; 8 << 20];
-            ram.read_slice(&mut bytes, GuestAddress(RAM_BASE)).unwrap();
-            bytes
-        };
         assert!(bytes(&ram) == bytes(&restored));
+    }
+
+    fn bytes(ram: &Ram) -> Vec<u8> {
+        let mut bytes = vec![0_u8; usize::try_from(memory::size(ram)).unwrap()];
+        for (address, range) in memory::pieces(ram, 0, u64::MAX) {
+            ram.read_slice(&mut bytes[range], address).unwrap();
+        }
+        bytes
+    }
+
+    #[test]
+    fn memory_with_a_gap_is_one_file() {
+        let directory = TempDir::new().unwrap();
+        let name = directory.as_path().join("snapshot");
+        let regions = [(GuestAddress(0), 5 << 20), (GuestAddress(1 << 32), 3 << 20)];
+        let ram = memory::allocate(&regions).unwrap();
+        for (address, byte) in [(0, 1_u8), ((5 << 20) - 1, 2), (1 << 32, 3), ((1 << 32) + (3 << 20) - 1, 4)] {
+            ram.write_obj(byte, GuestAddress(address)).unwrap();
+        }
+        write_as(&name, &ram, &x86_64::tests::sample()).unwrap();
+        let restored = memory::allocate(&regions).unwrap();
+        Snapshot::<X86_64>::open(&name).unwrap().load_memory(&restored).unwrap();
+        assert!(bytes(&ram) == bytes(&restored));
+    }
+
+    #[test]
+    fn each_architecture_refuses_the_others_snapshot() {
+        let directory = TempDir::new().unwrap();
+        let (arm64, pc) = (directory.as_path().join("arm64"), directory.as_path().join("pc"));
+        write(&arm64, &ram()).unwrap();
+        write_as(&pc, &memory::allocate(&X86_64::ram(8)).unwrap(), &x86_64::tests::sample()).unwrap();
+        let error = Snapshot::<X86_64>::open(&arm64).unwrap_err().to_string();
+        assert!(error.contains("architecture is aarch64; it can be x86_64 here"), "{error}");
+        let error = Snapshot::<Arm64>::open(&pc).unwrap_err().to_string();
+        assert!(error.contains("architecture is x86_64; it can be aarch64 here"), "{error}");
+        assert_eq!(header(&pc).unwrap().architecture, X86_64::ARCHITECTURE);
+        Snapshot::<X86_64>::open(&pc).unwrap();
     }
 
     #[test]
@@ -271,8 +335,8 @@ mod tests {
         let left = directory.as_path().join("snapshot.partial");
         fs::create_dir(&left).unwrap();
         fs::write(left.join(MEMORY_FILE), "half").unwrap();
-        write(&name, &memory::allocate(8).unwrap()).unwrap();
-        Snapshot::open(&name).unwrap();
+        write(&name, &ram()).unwrap();
+        Snapshot::<Arm64>::open(&name).unwrap();
         assert!(!left.exists());
     }
 
@@ -280,9 +344,9 @@ mod tests {
     fn each_way_to_be_bad_is_named() {
         let directory = TempDir::new().unwrap();
         let name = directory.as_path().join("snapshot");
-        let open = || Snapshot::open(&name).unwrap_err().to_string();
+        let open = || Snapshot::<Arm64>::open(&name).unwrap_err().to_string();
         assert!(open().contains(STATE_FILE));
-        write(&name, &memory::allocate(8).unwrap()).unwrap();
+        write(&name, &ram()).unwrap();
         let good = fs::read(name.join(STATE_FILE)).unwrap();
         for cut in [0, 1, good.len() / 2] {
             fs::write(name.join(STATE_FILE), &good[..cut]).unwrap();

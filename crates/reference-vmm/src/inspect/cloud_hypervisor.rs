@@ -5,12 +5,13 @@
 //! configuration; nothing of it is needed, but no other VMM's snapshot has it. A vCPU's state are KVM's own structures, as
 //! lists of their bytes (kernel: arch/arm64/include/uapi/asm/kvm.h, include/uapi/linux/kvm.h).
 
-use super::{Frozen, FrozenRegion, FrozenVcpu, MP_STATE_STOPPED};
+use super::arm64::MP_STATE_STOPPED;
+use super::{Frozen, FrozenRegion, FrozenVcpu};
 use crate::error::VmError;
 use crate::snapshot::STATE_FILE;
 use guest_debug::arm64::Reg;
 use guest_debug::kvm::regid;
-use guest_debug::state::{Architecture, GuestDebugState};
+use guest_debug::state::GuestDebugState;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -106,7 +107,7 @@ pub(super) fn open(directory: &Path) -> Result<Frozen, VmError> {
     let session: Option<GuestDebugState> =
         root.snapshots.get(SESSION).map(|node| node.state(SESSION)).transpose().map_err(bad)?;
     let memory = memory(&directory.join(MEMORY_FILE), ranges.memory_ranges.data)?;
-    Frozen::new(Architecture::Aarch64, vcpus, memory, session).map_err(|error| bad(error.to_string()))
+    Frozen::new(vcpus, memory, session).map_err(|error| bad(error.to_string()))
 }
 
 fn read(path: &Path) -> Result<Node, String> {

@@ -2,8 +2,8 @@
 
 use guest_debug::arm64::{Pstate, Reg};
 use guest_debug::kvm::regid;
-use guest_debug::state::{self, Architecture, GuestDebugState, StateError, StopState};
-use guest_debug::{DebugVcpu, GuestRam, RamError, VcpuError};
+use guest_debug::state::{self, GuestDebugState, StateError, StopState};
+use guest_debug::{AnyReg, Arch, Arm64, DebugVcpu, GuestRam, RamError, Register as _, VcpuError};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -24,7 +24,7 @@ pub enum FrozenError {
         /// The vCPU.
         vcpu: usize,
         /// Its register.
-        reg: Reg,
+        reg: AnyReg,
         /// Bytes that are there.
         length: usize,
         /// Bytes that the register has.
@@ -55,22 +55,20 @@ pub enum FrozenError {
 
 /// A saved VM. Its parts are checked.
 #[derive(Debug)]
-pub struct Frozen {
-    architecture: Architecture,
-    vcpus: Vec<Arc<FrozenVcpu>>,
+pub struct Frozen<A: Arch = Arm64> {
+    vcpus: Vec<Arc<FrozenVcpu<A>>>,
     memory: Arc<FrozenMemory>,
     session: Option<GuestDebugState>,
 }
 
-impl Frozen {
+impl<A: Arch> Frozen<A> {
     /// Puts a saved VM together. Memory regions are in the order of their addresses.
     ///
     /// # Errors
     ///
     /// [`FrozenError`] with the part that is wrong.
     pub fn new(
-        architecture: Architecture,
-        vcpus: Vec<FrozenVcpu>,
+        vcpus: Vec<FrozenVcpu<A>>,
         memory: Vec<FrozenRegion>,
         session: Option<GuestDebugState>,
     ) -> Result<Self, FrozenError> {
@@ -81,27 +79,22 @@ impl Frozen {
             let wrong = vcpu.registers.iter().find(|(reg, value)| value.len() != reg.size());
             if let Some((&reg, value)) = wrong {
                 let (length, expected) = (value.len(), reg.size());
-                return Err(FrozenError::Register { vcpu: index, reg, length, expected });
+                return Err(FrozenError::Register { vcpu: index, reg: reg.into(), length, expected });
             }
         }
         if let Some(session) = &session {
-            state::check(session)?;
+            state::check_as::<A>(session)?;
             let (found, expected) = (session.vcpus.len(), vcpus.len());
             if found != expected {
                 return Err(StateError::VcpuCount { found, expected }.into());
             }
         }
         let memory = Arc::new(FrozenMemory::new(memory)?);
-        Ok(Self { architecture, vcpus: vcpus.into_iter().map(Arc::new).collect(), memory, session })
-    }
-
-    /// Architecture of the guest.
-    pub fn architecture(&self) -> Architecture {
-        self.architecture
+        Ok(Self { vcpus: vcpus.into_iter().map(Arc::new).collect(), memory, session })
     }
 
     /// The vCPUs, in the order of their indices.
-    pub fn vcpus(&self) -> &[Arc<FrozenVcpu>] {
+    pub fn vcpus(&self) -> &[Arc<FrozenVcpu<A>>] {
         &self.vcpus
     }
 
@@ -118,26 +111,25 @@ impl Frozen {
     /// Whether a stop's vCPU is still where it stopped. Of a session that was dormant it may have moved on, and a
     /// restored session would not tell such a stop either.
     pub fn holds(&self, stop: &StopState) -> bool {
-        let pc = self.vcpus.get(stop.vcpu as usize).and_then(|vcpu| vcpu.get_u64(Reg::Pc).ok());
+        let pc = self.vcpus.get(stop.vcpu as usize).and_then(|vcpu| vcpu.get_u64(A::PC).ok());
         pc.is_none_or(|pc| pc == stop.pc)
     }
 }
 
 /// A saved vCPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FrozenVcpu {
+pub struct FrozenVcpu<A: Arch = Arm64> {
     powered_on: bool,
-    order: Vec<Reg>,
-    registers: BTreeMap<Reg, Vec<u8>>,
+    order: Vec<A::Reg>,
+    registers: BTreeMap<A::Reg, Vec<u8>>,
 }
 
-impl FrozenVcpu {
-    /// A vCPU with registers by KVM's numbers (`KVM_GET_ONE_REG`), little-endian. What a debugger has no name for is left
-    /// out. Of a register that comes twice the last value counts, as when they are written back one after the other.
-    pub fn from_kvm(powered_on: bool, registers: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Self {
+impl<A: Arch> FrozenVcpu<A> {
+    /// A vCPU with these registers, little-endian. Of one that comes twice the last value counts, as when they are written
+    /// back one after the other.
+    pub fn new(powered_on: bool, registers: impl IntoIterator<Item = (A::Reg, Vec<u8>)>) -> Self {
         let (mut order, mut values) = (Vec::new(), BTreeMap::new());
-        for (id, value) in registers {
-            let Some(reg) = regid::decode(id) else { continue };
+        for (reg, value) in registers {
             if values.insert(reg, value).is_none() {
                 order.push(reg);
             }
@@ -145,9 +137,17 @@ impl FrozenVcpu {
         Self { powered_on, order, registers: values }
     }
 
-    /// Whether it runs, and does not wait for PSCI CPU_ON.
+    /// Whether it runs, and does not wait to be started by another one: by PSCI CPU_ON, or by INIT and SIPI.
     pub fn is_powered_on(&self) -> bool {
         self.powered_on
+    }
+}
+
+impl FrozenVcpu {
+    /// A vCPU with registers by KVM's numbers (`KVM_GET_ONE_REG`). What a debugger has no name for is left out.
+    pub fn from_kvm(powered_on: bool, registers: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Self {
+        let known = |(id, value)| Some((regid::decode(id)?, value));
+        Self::new(powered_on, registers.into_iter().filter_map(known))
     }
 
     /// PSTATE, if it was saved.
@@ -162,8 +162,8 @@ impl FrozenVcpu {
     }
 }
 
-impl DebugVcpu for FrozenVcpu {
-    fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
+impl<A: Arch> DebugVcpu<A> for FrozenVcpu<A> {
+    fn get_reg(&self, reg: A::Reg, value: &mut [u8]) -> Result<(), VcpuError> {
         let saved = self.registers.get(&reg).ok_or(VcpuError::NoSuchRegister(reg.into()))?;
         let (expected, got) = (saved.len(), value.len());
         if expected != got {
@@ -173,11 +173,11 @@ impl DebugVcpu for FrozenVcpu {
         Ok(())
     }
 
-    fn set_reg(&self, _: Reg, _: &[u8]) -> Result<(), VcpuError> {
+    fn set_reg(&self, _: A::Reg, _: &[u8]) -> Result<(), VcpuError> {
         Err(VcpuError::Unsupported("writing to a saved vCPU"))
     }
 
-    fn reg_list(&self) -> Result<Vec<Reg>, VcpuError> {
+    fn reg_list(&self) -> Result<Vec<A::Reg>, VcpuError> {
         Ok(self.order.clone())
     }
 }

@@ -5,8 +5,9 @@
 //! [`REPORT_FORMAT`]; one that goes or changes its meaning raises it.
 
 use super::frozen::{Frozen, FrozenVcpu};
+use super::inspected::Inspected;
 use crate::error::VmError;
-use guest_debug::arm64::{Pstate, Reg, watch};
+use guest_debug::arm64::Pstate;
 use guest_debug::state::{
     Architecture, GuestDebugState, RuleState, SoftwareState, StopReasonState, StopState, UnsupportedState,
     VcpuDebugState, VcpuMode, WatchState,
@@ -51,14 +52,16 @@ pub struct MemoryReport {
 pub struct VcpuReport {
     /// Its index.
     pub vcpu: usize,
-    /// False while it waits for PSCI CPU_ON.
+    /// False while it waits for PSCI CPU_ON, or for INIT or SIPI.
     pub powered_on: bool,
     /// Program counter.
     pub pc: Option<Hex>,
     /// The stack pointer that is in use.
     pub sp: Option<Hex>,
-    /// PSTATE.
+    /// PSTATE, of an arm64 guest.
     pub pstate: Option<PstateReport>,
+    /// RFLAGS, of an x86_64 guest.
+    pub rflags: Option<RflagsReport>,
     /// What the debug session has it do.
     pub debug: Option<VcpuDebugReport>,
 }
@@ -76,6 +79,19 @@ pub struct PstateReport {
     pub sp_sel: bool,
     /// The masks that are set, letters of `DAIF` in this order.
     pub masked: String,
+}
+
+/// RFLAGS, and the parts of it and of other registers that are asked for most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RflagsReport {
+    /// All of it.
+    pub value: Hex,
+    /// `real`, `protected`, `compatibility` or `64-bit`.
+    pub mode: &'static str,
+    /// Privilege level.
+    pub cpl: u8,
+    /// IF: interrupts are taken.
+    pub interrupts: bool,
 }
 
 /// What a vCPU was doing for a debugger.
@@ -160,7 +176,7 @@ pub struct WatchReport {
     pub address: Hex,
     /// Number of bytes.
     pub length: u64,
-    /// Watchpoint slots that it takes on arm64.
+    /// Watchpoint slots that it takes.
     pub slots: usize,
 }
 
@@ -171,8 +187,8 @@ pub struct SoftwareReport {
     pub physical: Hex,
     /// The guest's own bytes there, in the order of memory.
     pub original: String,
-    /// The same as an A64 instruction word.
-    pub instruction: Hex,
+    /// The same as an A64 instruction word, of an arm64 guest.
+    pub instruction: Option<Hex>,
     /// Guest-virtual addresses that it was asked for by.
     pub names: Vec<Hex>,
 }
@@ -197,13 +213,13 @@ pub struct StopReport {
 
 impl Report {
     /// Describes a saved VM.
-    pub fn of(frozen: &Frozen) -> Self {
+    pub fn of<A: Inspected>(frozen: &Frozen<A>) -> Self {
         let memory = frozen.memory().regions().iter();
         let vcpus = frozen.vcpus().iter().enumerate();
         let debug = |vcpu| frozen.session().and_then(|session| session.vcpus.get(vcpu));
         Self {
             format: REPORT_FORMAT,
-            architecture: frozen.architecture(),
+            architecture: A::ARCHITECTURE,
             memory: memory.map(|r| MemoryReport { address: Hex(r.address.0), length: r.length }).collect(),
             vcpus: vcpus.map(|(index, vcpu)| VcpuReport::of(index, vcpu, debug(index))).collect(),
             session: frozen.session().map(|session| SessionReport::of(frozen, session)),
@@ -222,13 +238,14 @@ impl Report {
 }
 
 impl VcpuReport {
-    fn of(index: usize, vcpu: &FrozenVcpu, debug: Option<&VcpuDebugState>) -> Self {
+    fn of<A: Inspected>(index: usize, vcpu: &FrozenVcpu<A>, debug: Option<&VcpuDebugState>) -> Self {
         Self {
             vcpu: index,
             powered_on: vcpu.is_powered_on(),
-            pc: vcpu.get_u64(Reg::Pc).ok().map(Hex),
-            sp: vcpu.sp().map(Hex),
-            pstate: vcpu.pstate().map(PstateReport::from),
+            pc: vcpu.get_u64(A::PC).ok().map(Hex),
+            sp: A::sp(vcpu).map(Hex),
+            pstate: A::pstate(vcpu),
+            rflags: A::rflags(vcpu),
             debug: debug.map(VcpuDebugReport::from),
         }
     }
@@ -264,7 +281,7 @@ impl From<&VcpuDebugState> for VcpuDebugReport {
 }
 
 impl SessionReport {
-    fn of(frozen: &Frozen, state: &GuestDebugState) -> Self {
+    fn of<A: Inspected>(frozen: &Frozen<A>, state: &GuestDebugState) -> Self {
         let stops = |list: &[StopState]| list.iter().map(|stop| StopReport::of(frozen, stop)).collect();
         Self {
             version: state.version,
@@ -272,8 +289,8 @@ impl SessionReport {
             held: state.held,
             selected_vcpu: state.selected_vcpu,
             hardware_breakpoints: hex_list(&state.hardware),
-            watches: state.watches.iter().map(WatchReport::from).collect(),
-            software_breakpoints: state.software.iter().map(SoftwareReport::from).collect(),
+            watches: state.watches.iter().map(WatchReport::of::<A>).collect(),
+            software_breakpoints: state.software.iter().map(SoftwareReport::of::<A>).collect(),
             reported: state.reported.as_ref().map(|stop| StopReport::of(frozen, stop)),
             pending: stops(&state.pending),
             put_aside: stops(&state.put_aside),
@@ -282,10 +299,10 @@ impl SessionReport {
     }
 }
 
-impl From<&WatchState> for WatchReport {
-    fn from(state: &WatchState) -> Self {
+impl WatchReport {
+    fn of<A: Inspected>(state: &WatchState) -> Self {
         let &WatchState { address, length, kind } = state;
-        Self { kind, address: Hex(address), length, slots: slots(state) }
+        Self { kind, address: Hex(address), length, slots: A::slots(state) }
     }
 }
 
@@ -303,19 +320,19 @@ impl From<&RuleState> for RuleReport {
     }
 }
 
-impl From<&SoftwareState> for SoftwareReport {
-    fn from(state: &SoftwareState) -> Self {
+impl SoftwareReport {
+    fn of<A: Inspected>(state: &SoftwareState) -> Self {
         Self {
             physical: Hex(state.physical),
-            original: hex::encode(state.original),
-            instruction: Hex(u32::from_le_bytes(state.original).into()),
+            original: hex::encode(A::original(&state.original)),
+            instruction: A::instruction(state.original),
             names: hex_list(&state.names),
         }
     }
 }
 
 impl StopReport {
-    fn of(frozen: &Frozen, stop: &StopState) -> Self {
+    fn of<A: Inspected>(frozen: &Frozen<A>, stop: &StopState) -> Self {
         let (reason, address, kind) = match stop.reason {
             StopReasonState::Step => ("step", None, None),
             StopReasonState::HardwareBreakpoint(at) => ("hardware_breakpoint", Some(Hex(at)), None),
@@ -339,11 +356,6 @@ impl Serialize for Hex {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)
     }
-}
-
-/// Slots of a watch. A watch that no host could have is not in a session that was checked.
-pub(super) fn slots(watch: &WatchState) -> usize {
-    watch::plan(watch.kind, watch.address, watch.length).map_or(0, |slots| slots.len())
 }
 
 fn hex_list(addresses: &[u64]) -> Vec<Hex> {

@@ -6,9 +6,9 @@
 //! stop, with it.
 
 use super::frozen::{Frozen, FrozenVcpu};
-use super::report::{Report, slots};
+use super::inspected::Inspected;
+use super::report::Report;
 use crate::error::VmError;
-use guest_debug::arm64::{Reg, SysReg};
 use guest_debug::state::{GuestDebugState, StopReasonState, StopState};
 use guest_debug::{
     Breakpoint, DebugCaps, DebugSession, DebugVcpu, Gva, ResumeAction, SessionError, StopEvent, VcpuId, VcpuState,
@@ -25,14 +25,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// # Errors
 ///
 /// [`VmError::Debug`] when that is not possible.
-pub fn serve(server: GdbServer, frozen: &Frozen, shutdown: EventFd) -> Result<(), VmError> {
+pub fn serve<A: Inspected>(server: GdbServer, frozen: &Frozen<A>, shutdown: EventFd) -> Result<(), VmError> {
     server.run(FrozenVm::new(frozen)?, shutdown).map_err(|error| VmError::Debug(error.to_string()))
 }
 
 /// A saved VM, as the gdb server sees it. All its vCPUs are stopped, for good.
 #[derive(Debug)]
-pub struct FrozenVm {
-    reader: SessionVm,
+pub struct FrozenVm<A: Inspected> {
+    reader: SessionVm<A>,
     caps: DebugCaps,
     vcpus: usize,
     inserted: Vec<InsertedBreakpoint>,
@@ -44,15 +44,15 @@ pub struct FrozenVm {
     text: String,
 }
 
-impl FrozenVm {
+impl<A: Inspected> FrozenVm<A> {
     /// Makes it ready for clients.
     ///
     /// # Errors
     ///
     /// [`VmError::Debug`], [`VmError::Os`] for lack of a descriptor.
-    pub fn new(frozen: &Frozen) -> Result<Self, VmError> {
+    pub fn new(frozen: &Frozen<A>) -> Result<Self, VmError> {
         let debug = |error: SessionError| VmError::Debug(error.to_string());
-        let caps = frozen.vcpus().first().map_or_else(DebugCaps::default, |vcpu| caps(vcpu));
+        let caps = frozen.vcpus().first().map_or_else(DebugCaps::default, |vcpu| A::caps(vcpu));
         let count = u32::try_from(frozen.vcpus().len()).unwrap_or(u32::MAX);
         let session = DebugSession::new(count, caps, frozen.memory().clone(), true).map_err(debug)?;
         session.set_host(Box::new(Host(frozen.vcpus().to_vec()))).map_err(debug)?;
@@ -60,7 +60,7 @@ impl FrozenVm {
             reader: SessionVm::new(session),
             caps,
             vcpus: frozen.vcpus().len(),
-            inserted: frozen.session().map_or_else(Vec::new, inserted),
+            inserted: frozen.session().map_or_else(Vec::new, inserted::<A>),
             stop: stop(frozen),
             untold: Cell::new(None),
             event: EventFd::new(EFD_NONBLOCK).map_err(VmError::io("eventfd"))?,
@@ -69,7 +69,7 @@ impl FrozenVm {
     }
 }
 
-impl DebugVm for FrozenVm {
+impl<A: Inspected> DebugVm<A> for FrozenVm<A> {
     fn vcpu_states(&self) -> Result<Vec<VcpuState>, GdbError> {
         Ok(vec![VcpuState::Stopped; self.vcpus])
     }
@@ -115,15 +115,15 @@ impl DebugVm for FrozenVm {
         Ok(self.inserted.clone())
     }
 
-    fn registers(&self, vcpu: VcpuId) -> Result<Vec<Reg>, GdbError> {
+    fn registers(&self, vcpu: VcpuId) -> Result<Vec<A::Reg>, GdbError> {
         self.reader.registers(vcpu)
     }
 
-    fn read_registers(&self, vcpu: VcpuId, regs: Vec<Reg>) -> Result<Vec<Option<Vec<u8>>>, GdbError> {
+    fn read_registers(&self, vcpu: VcpuId, regs: Vec<A::Reg>) -> Result<Vec<Option<Vec<u8>>>, GdbError> {
         self.reader.read_registers(vcpu, regs)
     }
 
-    fn write_registers(&self, _: VcpuId, _: Vec<(Reg, Vec<u8>)>) -> Result<(), GdbError> {
+    fn write_registers(&self, _: VcpuId, _: Vec<(A::Reg, Vec<u8>)>) -> Result<(), GdbError> {
         Err(GdbError::ReadOnly("its registers can't be written"))
     }
 
@@ -149,33 +149,19 @@ impl DebugVm for FrozenVm {
 }
 
 /// The way to saved vCPUs. There is nothing to kick.
-struct Host(Vec<Arc<FrozenVcpu>>);
+struct Host<A: Inspected>(Vec<Arc<FrozenVcpu<A>>>);
 
-impl VmHost for Host {
-    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu>> {
+impl<A: Inspected> VmHost<A> for Host<A> {
+    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu<A>>> {
         self.0.get(id.0 as usize).map(|vcpu| vcpu.clone() as _)
     }
 
     fn kick(&self, _: VcpuId) {}
 }
 
-/// What the vCPU says that it has: the host's own limits are not saved, and KVM shows its guests as many.
-fn caps(vcpu: &FrozenVcpu) -> DebugCaps {
-    let features = vcpu.get_u64(Reg::Sys(ID_AA64DFR0_EL1)).ok();
-    let slots = |shift: u32| features.map_or(0, |value| (value >> shift & 15) as usize + 1);
-    DebugCaps { guest_debug: true, hw_bps: slots(BRPS), hw_wps: slots(WRPS), control_flags: 0 }
-}
-
-/// Debug features 0 (Arm ARM, ID_AA64DFR0_EL1).
-const ID_AA64DFR0_EL1: SysReg = SysReg::new(3, 0, 0, 5, 0);
-/// Number of breakpoints, less one.
-const BRPS: u32 = 12;
-/// Number of watchpoints, less one.
-const WRPS: u32 = 20;
-
 /// The stop that a client of the restored session would be told first: the one that was told last, or else the oldest that
 /// nobody fetched, if the vCPU is still there. An interrupt gives way to any other, as it says less.
-fn stop(frozen: &Frozen) -> Option<StopEvent> {
+fn stop<A: Inspected>(frozen: &Frozen<A>) -> Option<StopEvent> {
     let session = frozen.session()?;
     let real = |stop: &&StopState| stop.reason != StopReasonState::Interrupt;
     let all = || session.reported.iter().chain(&session.pending).filter(|stop| frozen.holds(stop));
@@ -183,12 +169,12 @@ fn stop(frozen: &Frozen) -> Option<StopEvent> {
     Some(StopEvent { vcpu: VcpuId(stop.vcpu), reason: stop.reason.into() })
 }
 
-fn inserted(session: &GuestDebugState) -> Vec<InsertedBreakpoint> {
+fn inserted<A: Inspected>(session: &GuestDebugState) -> Vec<InsertedBreakpoint> {
     let entry = |breakpoint, slots, note| InsertedBreakpoint { breakpoint, slots, note };
     let hardware = session.hardware.iter().map(|at| entry(Breakpoint::Hardware(Gva(*at)), 1, String::new()));
     let watches = session.watches.iter().map(|watch| {
         let (kind, address, length) = (watch.kind, Gva(watch.address), watch.length);
-        entry(Breakpoint::Watch { kind, address, length }, slots(watch), String::new())
+        entry(Breakpoint::Watch { kind, address, length }, A::slots(watch), String::new())
     });
     let software = session.software.iter().flat_map(|one| {
         let note = format!("physical {:#x}", one.physical);

@@ -1,8 +1,9 @@
 //! A [`Report`] for people.
 
-use super::report::{Hex, MemoryReport, Report, SessionReport, StopReport, VcpuDebugReport, VcpuReport};
+use super::report::{Hex, MemoryReport, Report, RflagsReport, SessionReport, StopReport, VcpuDebugReport, VcpuReport};
 use guest_debug::WatchKind;
 use guest_debug::arm64::Pstate;
+use guest_debug::state::Architecture;
 use std::fmt::{self, Write as _};
 
 /// Columns are this far apart.
@@ -20,7 +21,11 @@ impl fmt::Display for Report {
             Some(session) => facts.extend(session_facts(session)),
         }
         table(f, &facts)?;
-        let mut vcpus = vec![row(["vCPU", "power", "pc", "sp", "PSTATE", "debug", "told"])];
+        let state = match self.architecture {
+            Architecture::Aarch64 => "PSTATE",
+            Architecture::X86_64 => "RFLAGS",
+        };
+        let mut vcpus = vec![row(["vCPU", "power", "pc", "sp", state, "debug", "told"])];
         vcpus.extend(self.vcpus.iter().map(vcpu));
         f.write_char('\n')?;
         table(f, &vcpus)?;
@@ -78,13 +83,21 @@ fn vcpu(vcpu: &VcpuReport) -> Vec<String> {
         if vcpu.powered_on { "on" } else { "off" },
         &value(vcpu.pc),
         &value(vcpu.sp),
-        &vcpu.pstate.as_ref().map_or_else(dash, |pstate| Pstate(pstate.value.0).to_string()),
+        &state(vcpu).unwrap_or_else(dash),
         &vcpu.debug.as_ref().map_or_else(dash, mode),
         &vcpu.debug.as_ref().and_then(|debug| debug.told.as_ref()).map_or_else(dash, |told| {
             let watches: String = told.watches.iter().map(|watch| format!(", watch {watch}")).collect();
             format!("{}{watches}", told.pc)
         }),
     ])
+}
+
+fn state(vcpu: &VcpuReport) -> Option<String> {
+    let pstate = vcpu.pstate.as_ref().map(|pstate| Pstate(pstate.value.0).to_string());
+    let rflags = vcpu.rflags.as_ref().map(|RflagsReport { value, mode, cpl, interrupts }| {
+        format!("{mode} CPL {cpl}{} ({value})", if *interrupts { " IF" } else { "" })
+    });
+    pstate.or(rflags)
 }
 
 fn mode(debug: &VcpuDebugReport) -> String {
@@ -102,10 +115,12 @@ fn breakpoints(f: &mut fmt::Formatter<'_>, session: &SessionReport) -> fmt::Resu
         let (length, slots) = (watch.length.to_string(), watch.slots.to_string());
         row([kind_name(watch.kind), &watch.address.to_string(), &length, &slots])
     }));
-    let mut software = vec![row(["software breakpoint", "physical", "original", "instruction"])];
+    let words = session.software_breakpoints.iter().any(|one| one.instruction.is_some());
+    let title = if words { "instruction" } else { "" };
+    let mut software = vec![row(["software breakpoint", "physical", "original", title])];
     for one in &session.software_breakpoints {
         let names: Vec<_> = one.names.iter().map(Hex::to_string).collect();
-        let instruction = format!("{:#010x}", one.instruction.0);
+        let instruction = one.instruction.map_or_else(String::new, |word| format!("{:#010x}", word.0));
         software.push(row([&names.join(", "), &one.physical.to_string(), &one.original, &instruction]));
     }
     let mut rules = vec![row(["rule of the", "conditions", "messages", "ignore", "reached", "hits"])];

@@ -1,26 +1,30 @@
 //! The debugger: how a `guest-debug` session reaches this VMM's vCPUs, and how a vCPU's thread meets the session.
 
 use super::machine::Machine;
+use super::platform;
 use super::vcpu::Vcpu;
 use crate::config::{DebugLimits, DebugMode};
 use crate::error::VmError;
-use guest_debug::arm64::Reg;
+use guest_debug::kvm::HostArch;
 use guest_debug::state::GuestDebugState;
 use guest_debug::{
-    DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, Restore, VcpuDebugger, VcpuError, VcpuId,
-    VmHost, Wait,
+    Arch, DebugCaps, DebugConfig, DebugSession, DebugVcpu, Entry, Restore, VcpuDebugger, VcpuError, VcpuId, VmHost,
+    Wait,
 };
 use kvm_bindings::kvm_debug_exit_arch;
 use kvm_ioctls::VcpuFd;
 use std::sync::Arc;
+
+type Session = DebugSession<HostArch>;
+type Reg = <HostArch as Arch>::Reg;
 
 /// Makes the session of a VM. With `hold`, no vCPU executes an instruction before a client resumes it.
 ///
 /// # Errors
 ///
 /// [`VmError::Debug`], for a host whose KVM can't debug guests.
-pub(super) fn session(machine: &Machine, hold: bool, limits: &DebugLimits) -> Result<Arc<DebugSession>, VmError> {
-    let session = DebugSession::new(machine.cpus(), caps(machine, limits), Arc::new(machine.ram().clone()), hold)?;
+pub(super) fn session(machine: &Machine, hold: bool, limits: &DebugLimits) -> Result<Arc<Session>, VmError> {
+    let session = Session::new(machine.cpus(), caps(machine, limits), Arc::new(machine.ram().clone()), hold)?;
     session.set_host(Box::new(Host(machine.vcpus().to_vec())))?;
     Ok(session)
 }
@@ -36,7 +40,7 @@ pub(super) fn restored_session(
     state: Option<Arc<GuestDebugState>>,
     debug: DebugMode,
     limits: &DebugLimits,
-) -> Result<Option<Arc<DebugSession>>, VmError> {
+) -> Result<Option<Arc<Session>>, VmError> {
     let Some(state) = state else {
         return match debug {
             DebugMode::Off => Ok(None),
@@ -45,7 +49,7 @@ pub(super) fn restored_session(
     };
     let restore = if debug == DebugMode::Off { Restore::Dormant } else { Restore::Arm };
     let ram = Arc::new(machine.ram().clone());
-    let session = DebugSession::from_state(state, machine.cpus(), caps(machine, limits), ram, restore)?;
+    let session = Session::from_state(state, machine.cpus(), caps(machine, limits), ram, restore)?;
     session.set_host(Box::new(Host(machine.vcpus().to_vec())))?;
     Ok(Some(session))
 }
@@ -63,8 +67,8 @@ fn caps(machine: &Machine, limits: &DebugLimits) -> DebugCaps {
 /// The VMM, as the session sees it.
 struct Host(Vec<Arc<Vcpu>>);
 
-impl VmHost for Host {
-    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu>> {
+impl VmHost<HostArch> for Host {
+    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu<HostArch>>> {
         let vcpu = self.0.get(id.0 as usize)?;
         Some(vcpu.clone())
     }
@@ -77,8 +81,8 @@ impl VmHost for Host {
 }
 
 /// For threads other than the vCPU's own. The lock is free: the session asks for stopped vCPUs only.
-impl DebugVcpu for Vcpu {
-    fn set_guest_debug(&self, config: &DebugConfig) -> Result<(), VcpuError> {
+impl DebugVcpu<HostArch> for Vcpu {
+    fn set_guest_debug(&self, config: &DebugConfig<<HostArch as Arch>::Hw>) -> Result<(), VcpuError> {
         DebugVcpu::set_guest_debug(&*self.lock(), config)
     }
 
@@ -93,14 +97,18 @@ impl DebugVcpu for Vcpu {
     fn reg_list(&self) -> Result<Vec<Reg>, VcpuError> {
         self.lock().reg_list()
     }
+
+    fn inject(&self, exception: <HostArch as Arch>::Exception) -> Result<(), VcpuError> {
+        self.lock().inject(exception)
+    }
 }
 
 /// The debugger's part of a vCPU's thread; without a session it never wants anything.
 #[derive(Debug)]
-pub(super) struct Debugger(Option<VcpuDebugger>);
+pub(super) struct Debugger(Option<VcpuDebugger<HostArch>>);
 
 impl Debugger {
-    pub(super) fn new(session: Option<&Arc<DebugSession>>, vcpu: u32) -> Result<Self, VmError> {
+    pub(super) fn new(session: Option<&Arc<Session>>, vcpu: u32) -> Result<Self, VmError> {
         Ok(Self(session.map(|session| session.vcpu_thread(VcpuId(vcpu))).transpose()?))
     }
 
@@ -133,7 +141,7 @@ impl Debugger {
     }
 
     pub(super) fn on_debug_exit(&mut self, fd: &mut VcpuFd, exit: kvm_debug_exit_arch) -> Result<(), VmError> {
-        let exit = DebugExit::from_kvm(exit, fd.get_kvm_run().flags);
+        let exit = platform::debug_exit(fd, exit);
         match &mut self.0 {
             Some(debugger) => Ok(debugger.on_debug_exit(fd, exit)?),
             None => Err(VmError::Debug("KVM_EXIT_DEBUG without a session".to_owned())),

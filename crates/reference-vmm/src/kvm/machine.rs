@@ -1,28 +1,31 @@
-//! The machine: memory, interrupt controller, serial port and vCPUs.
+//! The machine: memory, interrupt controllers and timers, serial port and vCPUs.
 
-use super::gic::Gic;
-use super::kvm_error;
-use super::vcpu::{Vcpu, VcpuFeatures};
-use super::{dirty, vm_fd};
+use super::platform::{self, Bus, Chips, Features, SERIAL_LINE};
+use super::vcpu::Vcpu;
+use super::{dirty, kvm_error};
 use crate::error::VmError;
-use crate::layout::SERIAL_SPI;
+use crate::guest::Guest;
 use crate::memory::{self, Ram};
-use crate::mmio::MmioBus;
 use crate::serial::{Output, SerialConsole};
-use crate::state::{GicState, MachineState, VmState};
+use crate::state::{MachineState, VmState};
 use guest_debug::DebugCaps;
-use kvm_ioctls::{VcpuFd, VmFd};
+use guest_debug::kvm::HostArch;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::sync::{Arc, MutexGuard};
+
+type DeviceState = <HostArch as Guest>::Devices;
 
 /// A machine without anything in its memory.
 #[derive(Debug)]
 pub struct Machine {
     vcpus: Vec<Arc<Vcpu>>,
-    description: MachineState,
+    description: MachineState<HostArch>,
     debug_caps: DebugCaps,
-    gic: Gic,
+    chips: Chips,
+    /// Their state when they were new: KVM can neither reset them nor make others.
+    new_chips: DeviceState,
     serial: Arc<SerialConsole>,
-    bus: MmioBus,
+    bus: Bus,
     fd: VmFd,
     /// Last, KVM maps it into the guest.
     ram: Arc<Ram>,
@@ -35,29 +38,30 @@ impl Machine {
     /// # Errors
     ///
     /// [`VmError::Setting`] or [`VmError::State`] for what this host does not have, and whatever KVM refuses.
-    pub fn new(cpus: u32, memory_mib: u64, saved: Option<&MachineState>, output: Output) -> Result<Self, VmError> {
-        let fd = vm_fd::create(cpus, memory_mib)?;
+    pub fn new(
+        cpus: u32,
+        memory_mib: u64,
+        saved: Option<&MachineState<HostArch>>,
+        output: Output,
+    ) -> Result<Self, VmError> {
+        let kvm = open_kvm(cpus)?;
+        let fd = platform::create_vm(&kvm, memory_mib)?;
         let features = match saved {
-            Some(machine) => VcpuFeatures::saved(machine, &fd)?,
-            None => VcpuFeatures::of_host(&fd),
+            Some(machine) => Features::saved(&machine.features, &kvm, &fd)?,
+            None => Features::of_host(&kvm, &fd)?,
         };
-        let ram = memory::allocate(memory_mib)?;
+        let ram = memory::allocate(&HostArch::ram(memory_mib))?;
         dirty::map_ram(&fd, &ram, false)?;
         let vcpus: Vec<_> =
             (0..cpus).map(|index| Vcpu::new(&fd, index, &features).map(Arc::new)).collect::<Result<_, _>>()?;
-        let mpidrs: Vec<_> = vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
-        let gic = Gic::new(&fd, &mpidrs)?;
+        let chips = Chips::new(&fd, &vcpus)?;
         let serial = Arc::new(SerialConsole::new(output)?);
-        fd.register_irqfd(&serial.interrupt()?, SERIAL_SPI).map_err(kvm_error("KVM_IRQFD"))?;
-        let bus = MmioBus::new(serial.clone());
-        let description = MachineState {
-            cpus,
-            memory_mib,
-            vcpu_features: features.words().to_vec(),
-            sve_vls: vcpus.first().map_or(Ok(None), |vcpu| vcpu.sve_vls())?,
-        };
+        fd.register_irqfd(&serial.interrupt()?, SERIAL_LINE).map_err(kvm_error("KVM_IRQFD"))?;
+        let bus = Bus::new(serial.clone());
+        let description = MachineState { cpus, memory_mib, features: features.describe(&vcpus)? };
         let debug_caps = guest_debug::kvm::probe(&fd);
-        Ok(Self { vcpus, description, debug_caps, gic, serial, bus, fd, ram })
+        let new_chips = chips.state(&fd)?;
+        Ok(Self { vcpus, description, debug_caps, chips, new_chips, serial, bus, fd, ram })
     }
 
     /// A machine like that of a saved VM.
@@ -65,13 +69,13 @@ impl Machine {
     /// # Errors
     ///
     /// As [`Machine::new`].
-    pub fn like(saved: &MachineState, output: Output) -> Result<Self, VmError> {
+    pub fn like(saved: &MachineState<HostArch>, output: Output) -> Result<Self, VmError> {
         saved.check()?;
         Self::new(saved.cpus, saved.memory_mib, Some(saved), output)
     }
 
     /// What it is made of.
-    pub fn description(&self) -> &MachineState {
+    pub fn description(&self) -> &MachineState<HostArch> {
         &self.description
     }
 
@@ -85,7 +89,7 @@ impl Machine {
     /// # Errors
     ///
     /// [`VmError::State`] when it was made for another one.
-    pub fn check(&self, saved: &MachineState) -> Result<(), VmError> {
+    pub fn check(&self, saved: &MachineState<HostArch>) -> Result<(), VmError> {
         let own = &self.description;
         if own == saved {
             return Ok(());
@@ -97,18 +101,31 @@ impl Machine {
         })
     }
 
-    /// Puts vCPUs, interrupt controller and serial port in a saved state.
+    /// Puts vCPUs, chips and serial port in a saved state. Memory has its contents already.
     ///
     /// # Errors
     ///
     /// What this host can't take.
-    pub fn set_state(&self, state: &VmState) -> Result<(), VmError> {
+    pub fn set_state(&self, state: &VmState<HostArch>) -> Result<(), VmError> {
         for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
             vcpu.set_state(state)?;
         }
-        self.set_gic_state(&state.gic)?;
-        // Behind the GIC: it may raise its interrupt.
+        // Behind the vCPUs, for which it may have interrupts.
+        self.set_device_state(&state.devices)?;
+        // Behind that: it may raise its interrupt.
         self.serial.set_state(&state.serial)
+    }
+
+    /// Everything but memory as after power-on. Every vCPU is outside the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`].
+    pub fn reset(&self) -> Result<(), VmError> {
+        self.vcpus.iter().try_for_each(|vcpu| vcpu.reset())?;
+        self.set_device_state(&self.new_chips)?;
+        self.serial.reset();
+        Ok(())
     }
 
     /// Number of vCPUs.
@@ -121,32 +138,22 @@ impl Machine {
         &self.vcpus
     }
 
-    /// Affinities of the vCPUs.
-    pub fn mpidrs(&self) -> Vec<u64> {
-        self.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect()
-    }
-
-    /// State of the interrupt controller. Every vCPU must be out of KVM_RUN.
+    /// State of interrupt controllers and timers. Every vCPU must be out of KVM_RUN.
     ///
     /// # Errors
     ///
     /// [`VmError::Os`].
-    pub fn gic_state(&self) -> Result<GicState, VmError> {
+    pub fn device_state(&self) -> Result<DeviceState, VmError> {
         let _vcpus = self.lock_vcpus();
-        self.gic.state()
+        self.chips.state(&self.fd)
     }
 
-    /// Writes the interrupt controller's state. Every vCPU must be out of KVM_RUN.
-    ///
-    /// # Errors
-    ///
-    /// [`VmError::Os`].
-    pub fn set_gic_state(&self, state: &GicState) -> Result<(), VmError> {
+    fn set_device_state(&self, state: &DeviceState) -> Result<(), VmError> {
         let _vcpus = self.lock_vcpus();
-        self.gic.set_state(state)
+        self.chips.set_state(&self.fd, state)
     }
 
-    /// KVM answers EBUSY for the GIC while anybody is in any ioctl of a vCPU, and a debugger's client may be reading
+    /// On arm64 KVM answers EBUSY for the GIC while anybody is in any ioctl of a vCPU, and a debugger's client may be reading
     /// registers.
     fn lock_vcpus(&self) -> Vec<MutexGuard<'_, VcpuFd>> {
         self.vcpus.iter().map(|vcpu| vcpu.lock()).collect()
@@ -157,8 +164,8 @@ impl Machine {
         &self.serial
     }
 
-    /// The devices by address.
-    pub(super) fn bus(&self) -> &MmioBus {
+    /// What the guest reaches outside RAM.
+    pub(super) fn bus(&self) -> &Bus {
         &self.bus
     }
 
@@ -171,4 +178,23 @@ impl Machine {
     pub fn ram(&self) -> &Arc<Ram> {
         &self.ram
     }
+}
+
+/// Opens KVM, and looks at what every VM needs.
+fn open_kvm(cpus: u32) -> Result<Kvm, VmError> {
+    let kvm = Kvm::new().map_err(|error| VmError::File { path: "/dev/kvm".into(), source: error.into() })?;
+    let max_cpus = kvm.get_max_vcpus();
+    if cpus as usize > max_cpus {
+        return Err(VmError::Setting {
+            name: "--cpus",
+            value: cpus.to_string(),
+            acceptable: format!("at most {max_cpus} on this host"),
+        });
+    }
+    for (capability, name) in [(Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"), (Cap::Irqfd, "KVM_CAP_IRQFD")] {
+        if !kvm.check_extension(capability) {
+            return Err(VmError::MissingCapability(name));
+        }
+    }
+    Ok(kvm)
 }

@@ -12,6 +12,7 @@ use crate::operations::Operations;
 use crate::serial::Output;
 use crate::snapshot;
 use crate::state::VmState;
+use guest_debug::kvm::HostArch;
 use guest_debug::state::StateUpdate;
 use guest_debug::{DebugSession, SavedState};
 use std::path::Path;
@@ -65,7 +66,9 @@ impl Operations for Vm {
 }
 
 impl Source for Vm {
-    fn offer(&self) -> Result<(Offer, Option<SavedState>), VmError> {
+    type Guest = HostArch;
+
+    fn offer(&self) -> Result<(Offer<HostArch>, Option<SavedState>), VmError> {
         let saved = self.while_stopped(Breakpoints::Planted, &mut |vm, _| {
             Ok((vm.session().map(|session| session.save()).transpose()?, Afterwards::GoOn))
         })?;
@@ -77,14 +80,18 @@ impl Source for Vm {
         memory::size(self.ram())
     }
 
-    fn read_memory(&self, at: GuestAddress, bytes: &mut [u8]) -> Result<(), VmError> {
-        match self.session() {
-            Some(session) => Ok(session.read_guest(at, bytes)?),
-            None => self
-                .ram()
-                .read_slice(bytes, at)
-                .map_err(|error| VmError::Migration(format!("guest memory at {:#x}: {error}", at.0))),
+    fn read_memory(&self, offset: u64, bytes: &mut [u8]) -> Result<(), VmError> {
+        for (at, range) in memory::pieces(self.ram(), offset, bytes.len() as u64) {
+            let piece = bytes.get_mut(range).unwrap_or_default();
+            match self.session() {
+                Some(session) => session.read_guest(at, piece)?,
+                None => self
+                    .ram()
+                    .read_slice(piece, at)
+                    .map_err(|error| VmError::Migration(format!("guest memory at {:#x}: {error}", at.0)))?,
+            }
         }
+        Ok(())
     }
 
     fn log_dirty_pages(&self, on: bool) -> Result<(), VmError> {
@@ -99,7 +106,7 @@ impl Source for Vm {
         self.session().map_or(Ok(None), |session| Ok(session.update_since(before)?))
     }
 
-    fn state(&self) -> Result<VmState, VmError> {
+    fn state(&self) -> Result<VmState<HostArch>, VmError> {
         self.state(None)
     }
 
@@ -121,14 +128,15 @@ pub struct Receiver {
 /// A machine that waits for a VM, and the debug session that comes with it.
 pub struct Prepared {
     machine: Machine,
-    session: Option<Arc<DebugSession>>,
+    session: Option<Arc<DebugSession<HostArch>>>,
 }
 
 impl Destination for Receiver {
+    type Guest = HostArch;
     type Machine = Prepared;
     type Vm = Vm;
 
-    fn prepare(&self, offer: Offer) -> Result<Prepared, VmError> {
+    fn prepare(&self, offer: Offer<HostArch>) -> Result<Prepared, VmError> {
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
         let output = output.ok_or(VmError::Busy("a VM was received already"))?;
         let machine = Machine::like(&offer.machine, output)?;
@@ -155,7 +163,7 @@ impl Destination for Receiver {
         Ok(())
     }
 
-    fn restore(&self, Prepared { machine, session }: Prepared, state: &VmState) -> Result<Vm, VmError> {
+    fn restore(&self, Prepared { machine, session }: Prepared, state: &VmState<HostArch>) -> Result<Vm, VmError> {
         Vm::restored_with(machine, session, state, self.debug)
     }
 

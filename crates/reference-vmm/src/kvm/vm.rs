@@ -3,17 +3,18 @@
 use super::debug::{self, Debugger};
 use super::dirty;
 use super::machine::Machine;
+use super::platform::{self, Payload};
 use super::vcpu::Vcpu;
-use crate::boot::Payload;
 use crate::config::{DebugLimits, DebugMode, VmConfig};
 use crate::control::{Control, Request};
 use crate::error::VmError;
 use crate::kick;
 use crate::memory::Ram;
 use crate::serial::{Output, SerialConsole};
-use crate::state::{BootState, GicState, MachineState, VM_STATE_VERSION, VmState};
-use guest_debug::DebugSession;
-use guest_debug::state::{Architecture, GuestDebugState};
+use crate::state::{BootState, MachineState, VM_STATE_VERSION, VmState};
+use guest_debug::kvm::HostArch;
+use guest_debug::state::GuestDebugState;
+use guest_debug::{Arch as _, DebugSession};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -33,10 +34,8 @@ pub struct Vm {
     control: Arc<Control>,
     payload: Result<Payload, VmError>,
     boot: BootState,
-    /// The GIC's state when it was new.
-    gic_reset: GicState,
     /// Of the VM, and not of a client's connection; none where the VM was made without a debugger.
-    session: Option<Arc<DebugSession>>,
+    session: Option<Arc<DebugSession<HostArch>>>,
     /// Another process has it.
     moved: AtomicBool,
     machine: Machine,
@@ -49,14 +48,14 @@ impl Vm {
     ///
     /// A setting outside its range, a file that can't be used, or something that KVM on this host can't do.
     pub fn new(config: &VmConfig, output: Output) -> Result<Self, VmError> {
-        config.check()?;
+        config.check::<HostArch>()?;
         let payload = Payload::open(config)?;
         let machine = Machine::new(config.cpus, config.memory_mib, None, output)?;
         let session = match config.debug {
             DebugMode::Off => None,
             mode => Some(debug::session(&machine, mode == DebugMode::Hold, &config.limits)?),
         };
-        let vm = Self::with(machine, config, Ok(payload), session)?;
+        let vm = Self::with(machine, config, Ok(payload), session);
         vm.load()?;
         Ok(vm)
     }
@@ -70,7 +69,7 @@ impl Vm {
     /// What the state or this host has wrong.
     pub fn restored(
         machine: Machine,
-        state: &VmState,
+        state: &VmState<HostArch>,
         debug: DebugMode,
         limits: &DebugLimits,
     ) -> Result<Self, VmError> {
@@ -87,8 +86,8 @@ impl Vm {
     /// What the state or this host has wrong.
     pub fn restored_with(
         machine: Machine,
-        session: Option<Arc<DebugSession>>,
-        state: &VmState,
+        session: Option<Arc<DebugSession<HostArch>>>,
+        state: &VmState<HostArch>,
         debug: DebugMode,
     ) -> Result<Self, VmError> {
         state.check()?;
@@ -98,7 +97,7 @@ impl Vm {
         if let Err(error) = &payload {
             log::warn!("the guest can't be booted again: {error}");
         }
-        let vm = Self::with(machine, &config, payload, session)?;
+        let vm = Self::with(machine, &config, payload, session);
         vm.machine.set_state(state)?;
         Ok(vm)
     }
@@ -121,9 +120,9 @@ impl Vm {
         machine: Machine,
         config: &VmConfig,
         payload: Result<Payload, VmError>,
-        session: Option<Arc<DebugSession>>,
-    ) -> Result<Self, VmError> {
-        Ok(Self {
+        session: Option<Arc<DebugSession<HostArch>>>,
+    ) -> Self {
+        Self {
             control: Arc::new(Control::new(machine.cpus())),
             payload,
             boot: BootState {
@@ -131,11 +130,10 @@ impl Vm {
                 initrd: config.initrd.clone(),
                 cmdline: config.cmdline.clone(),
             },
-            gic_reset: machine.gic_state()?,
             session,
             moved: AtomicBool::new(false),
             machine,
-        })
+        }
     }
 
     /// The serial port, for input.
@@ -159,7 +157,7 @@ impl Vm {
     }
 
     /// The debug session, if the VM was made with one.
-    pub fn session(&self) -> Option<&Arc<DebugSession>> {
+    pub fn session(&self) -> Option<&Arc<DebugSession<HostArch>>> {
         self.session.as_ref()
     }
 
@@ -169,7 +167,7 @@ impl Vm {
     }
 
     /// What the machine is made of.
-    pub fn machine_state(&self) -> &MachineState {
+    pub fn machine_state(&self) -> &MachineState<HostArch> {
         self.machine.description()
     }
 
@@ -206,14 +204,14 @@ impl Vm {
     /// # Errors
     ///
     /// [`VmError::Os`], [`VmError::Vcpu`].
-    pub fn state(&self, guest_debug: Option<Arc<GuestDebugState>>) -> Result<VmState, VmError> {
+    pub fn state(&self, guest_debug: Option<Arc<GuestDebugState>>) -> Result<VmState<HostArch>, VmError> {
         Ok(VmState {
             version: VM_STATE_VERSION,
-            architecture: Architecture::Aarch64,
+            architecture: HostArch::ARCHITECTURE,
             machine: self.machine.description().clone(),
             boot: self.boot.clone(),
             vcpus: self.vcpus().iter().map(|vcpu| vcpu.state()).collect::<Result<_, _>>()?,
-            gic: self.machine.gic_state()?,
+            devices: self.machine.device_state()?,
             serial: self.serial().state(),
             guest_debug,
         })
@@ -309,18 +307,15 @@ impl Vm {
         if let Some(session) = &self.session {
             session.before_reset()?;
         }
-        // The vCPUs first: it makes KVM forget what caches hold of the memory that is written next.
-        self.vcpus().iter().try_for_each(|vcpu| vcpu.reset())?;
-        self.machine.set_gic_state(&self.gic_reset)?;
-        self.serial().reset();
+        // The machine first: on arm64 it makes KVM forget what caches hold of the memory that is written next.
+        self.machine.reset()?;
         self.load()?;
         self.session.as_ref().map_or(Ok(()), |session| Ok(session.after_reset()?))
     }
 
     fn load(&self) -> Result<(), VmError> {
         let payload = self.payload.as_ref().map_err(|error| VmError::NoPayload(error.to_string()))?;
-        let entry = payload.load(self.ram(), &self.machine.mpidrs())?;
-        self.vcpus().first().map_or(Ok(()), |boot| boot.set_entry(entry.pc, entry.fdt))
+        platform::load(payload, &self.machine)
     }
 
     fn kick_all(&self) {

@@ -3,7 +3,7 @@
 use super::address::Connection;
 use super::wire::{Frame, Kind, Offer, Session, connection, failed, refuse, send_duration, send_now};
 use crate::error::VmError;
-use crate::layout::RAM_BASE;
+use crate::guest::Guest;
 use crate::memory::{self, PAGE, Ram};
 use crate::state::VmState;
 use guest_debug::state::StateUpdate;
@@ -18,6 +18,8 @@ const MANY_RANGES: usize = 1024;
 
 /// How a VM is made from what comes over the connection.
 pub trait Destination {
+    /// Architecture of the guests that it can take.
+    type Guest: Guest;
     /// A machine that waits for its state.
     type Machine;
     /// A VM that is ready to run.
@@ -28,7 +30,7 @@ pub trait Destination {
     /// # Errors
     ///
     /// What this host lacks.
-    fn prepare(&self, offer: Offer) -> Result<Self::Machine, VmError>;
+    fn prepare(&self, offer: Offer<Self::Guest>) -> Result<Self::Machine, VmError>;
 
     /// Its memory.
     fn ram(machine: &Self::Machine) -> &Arc<Ram>;
@@ -52,7 +54,7 @@ pub trait Destination {
     /// # Errors
     ///
     /// What is wrong with the state, or what this host can't take.
-    fn restore(&self, machine: Self::Machine, state: &VmState) -> Result<Self::Vm, VmError>;
+    fn restore(&self, machine: Self::Machine, state: &VmState<Self::Guest>) -> Result<Self::Vm, VmError>;
 
     /// Arms the debug session, which has become this if it is not what was offered.
     ///
@@ -88,9 +90,7 @@ pub fn receive<D: Destination>(
 }
 
 fn prepare<D: Destination>(destination: &D, reader: &mut BufReader<&Connection>) -> Result<D::Machine, VmError> {
-    let offer: Offer = Frame::expect(reader, Kind::Offer)?.json()?;
-    offer.check()?;
-    destination.prepare(offer)
+    destination.prepare(Offer::receive(&Frame::expect(reader, Kind::Offer)?)?)
 }
 
 /// A VM whose memory is on its way.
@@ -116,7 +116,7 @@ impl<D: Destination> Arriving<'_, D> {
     }
 
     /// Takes everything up to the state of the rest, which is the answer.
-    fn take_memory(&mut self, reader: &mut BufReader<&Connection>) -> Result<VmState, VmError> {
+    fn take_memory(&mut self, reader: &mut BufReader<&Connection>) -> Result<VmState<D::Guest>, VmError> {
         loop {
             // While there is nothing else to do, but not endlessly later.
             if reader.buffer().is_empty() || self.unplanted.len() >= MANY_RANGES {
@@ -138,7 +138,7 @@ impl<D: Destination> Arriving<'_, D> {
                 Kind::State => {
                     self.plant()?;
                     self.cost.next_came(Instant::now());
-                    let state: VmState = frame.json()?;
+                    let state: VmState<D::Guest> = frame.json()?;
                     if state.guest_debug.is_some() {
                         return Err(failed("the peer sent a debug session in its State; it belongs into a Session"));
                     }
@@ -154,21 +154,33 @@ impl<D: Destination> Arriving<'_, D> {
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), VmError> {
-        let at = address(D::ram(&self.machine), offset, bytes.len() as u64)?;
-        self.write_at(at, bytes)?;
-        self.came(at, bytes.len() as u64);
+        for (at, range) in self.pieces(offset, bytes.len() as u64)? {
+            self.write_at(at, bytes.get(range.clone()).unwrap_or_default())?;
+            self.came(at, range.len() as u64);
+        }
         Ok(())
     }
 
     fn clear(&mut self, offset: u64, length: u64) -> Result<(), VmError> {
         let zeroes = [0; PAGE as usize];
-        let start = address(D::ram(&self.machine), offset, length)?;
-        for done in (0..length).step_by(PAGE as usize) {
-            let count = (length - done).min(PAGE) as usize;
-            self.write_at(start.unchecked_add(done), zeroes.get(..count).unwrap_or_default())?;
+        for (start, range) in self.pieces(offset, length)? {
+            for done in range.clone().step_by(zeroes.len()) {
+                let count = (range.end - done).min(zeroes.len());
+                let at = start.unchecked_add((done - range.start) as u64);
+                self.write_at(at, zeroes.get(..count).unwrap_or_default())?;
+            }
+            self.came(start, range.len() as u64);
         }
-        self.came(start, length);
         Ok(())
+    }
+
+    /// Where so many bytes at an offset in guest memory are. All of them are somewhere.
+    fn pieces(&self, offset: u64, length: u64) -> Result<Vec<(GuestAddress, Range<usize>)>, VmError> {
+        let ram = D::ram(&self.machine);
+        if offset.checked_add(length).is_none_or(|end| end > memory::size(ram)) {
+            return Err(outside(ram, offset, length));
+        }
+        Ok(memory::pieces(ram, offset, length).collect())
     }
 
     fn write_at(&self, at: GuestAddress, bytes: &[u8]) -> Result<(), VmError> {
@@ -227,13 +239,6 @@ impl Cost {
             self.total += time;
         }
     }
-}
-
-/// Where `length` bytes at an offset in guest memory are.
-fn address(ram: &Ram, offset: u64, length: u64) -> Result<GuestAddress, VmError> {
-    let inside = offset.checked_add(length).is_some_and(|end| end <= memory::size(ram));
-    let at = RAM_BASE.checked_add(offset).filter(|_| inside);
-    at.map(GuestAddress).ok_or_else(|| outside(ram, offset, length))
 }
 
 fn outside(ram: &Ram, offset: u64, length: u64) -> VmError {

@@ -4,14 +4,13 @@ use super::address::Connection;
 use super::pages;
 use super::wire::{Frame, Kind, MAX_RUN, Offer, Session, connection, failed, send, send_json, send_now};
 use crate::error::VmError;
-use crate::layout::RAM_BASE;
+use crate::guest::Guest;
 use crate::memory::{self, PAGE};
 use crate::state::VmState;
 use guest_debug::SavedState;
 use guest_debug::state::StateUpdate;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::time::{Duration, Instant};
-use vm_memory::GuestAddress;
 
 /// After so many passes the rest is sent with the guest stopped, however much it is.
 const MAX_PASSES: u32 = 10;
@@ -20,22 +19,25 @@ const FEW_PAGES: u64 = 256;
 
 /// The VM, as its migration needs it.
 pub trait Source {
+    /// Architecture of its guest.
+    type Guest: Guest;
+
     /// What the destination must be able to take, and the debug session that this has.
     ///
     /// # Errors
     ///
     /// Whatever keeps the VM from saying so.
-    fn offer(&self) -> Result<(Offer, Option<SavedState>), VmError>;
+    fn offer(&self) -> Result<(Offer<Self::Guest>, Option<SavedState>), VmError>;
 
     /// Size of guest memory in bytes.
     fn memory_size(&self) -> u64;
 
-    /// Reads guest memory as the guest wrote it, while it runs as well.
+    /// Reads guest memory from an offset on as the guest wrote it, while it runs as well.
     ///
     /// # Errors
     ///
     /// [`VmError::Debug`] or [`VmError::Migration`] outside of guest memory.
-    fn read_memory(&self, at: GuestAddress, bytes: &mut [u8]) -> Result<(), VmError>;
+    fn read_memory(&self, offset: u64, bytes: &mut [u8]) -> Result<(), VmError>;
 
     /// Begins or ends the log of pages that change.
     ///
@@ -63,7 +65,7 @@ pub trait Source {
     /// # Errors
     ///
     /// What KVM answers.
-    fn state(&self) -> Result<VmState, VmError>;
+    fn state(&self) -> Result<VmState<Self::Guest>, VmError>;
 
     /// Stops the VM and calls `body`. If it succeeds the VM is gone; otherwise it goes on as if nothing had been. May call
     /// it again when the guest was in the middle of a reset.
@@ -117,7 +119,7 @@ impl std::fmt::Display for Report {
 /// # Errors
 ///
 /// [`VmError::Migration`] or what the VM answers. The VM goes on here then, with its session whole.
-pub fn migrate(vm: &dyn Source, peer: &Connection, progress: &mut dyn FnMut(String)) -> Result<Report, VmError> {
+pub fn migrate<S: Source>(vm: &S, peer: &Connection, progress: &mut dyn FnMut(String)) -> Result<Report, VmError> {
     let mut reader = BufReader::new(peer);
     let mut writer = BufWriter::with_capacity(MAX_RUN as usize, peer);
     let (offer, session) = vm.offer()?;
@@ -132,8 +134,8 @@ pub fn migrate(vm: &dyn Source, peer: &Connection, progress: &mut dyn FnMut(Stri
     result
 }
 
-fn copy_and_switch(
-    vm: &dyn Source,
+fn copy_and_switch<S: Source>(
+    vm: &S,
     session: Option<&SavedState>,
     reader: &mut BufReader<&Connection>,
     writer: &mut BufWriter<&Connection>,
@@ -189,13 +191,13 @@ fn wait_however_long(reader: &mut BufReader<&Connection>) {
 }
 
 /// Sends pages; answers how many were not zero.
-fn send_pages(vm: &dyn Source, bitmap: &[u64], skip_zeroes: bool, to: &mut impl Write) -> Result<u64, VmError> {
+fn send_pages<S: Source>(vm: &S, bitmap: &[u64], skip_zeroes: bool, to: &mut impl Write) -> Result<u64, VmError> {
     let mut buffer = vec![0; MAX_RUN as usize];
     let mut sent = 0;
     for run in pages::runs(bitmap, MAX_RUN) {
         let length = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
         let bytes = buffer.get_mut(..length).ok_or_else(|| failed("a run is too long"))?;
-        vm.read_memory(GuestAddress(RAM_BASE + run.start), bytes)?;
+        vm.read_memory(run.start, bytes)?;
         sent += send_run(run.start, bytes, skip_zeroes, to)?;
     }
     to.flush().map_err(connection)?;
@@ -229,6 +231,7 @@ mod tests {
     use super::super::wire::send_duration;
     use super::*;
     use crate::state::tests::sample;
+    use guest_debug::Arm64;
     use guest_debug_gdb::Stream;
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -241,7 +244,9 @@ mod tests {
     }
 
     impl Source for Vm {
-        fn offer(&self) -> Result<(Offer, Option<SavedState>), VmError> {
+        type Guest = Arm64;
+
+        fn offer(&self) -> Result<(Offer<Arm64>, Option<SavedState>), VmError> {
             Ok((Offer::new(sample().machine, None), None))
         }
 
@@ -249,7 +254,7 @@ mod tests {
             PAGE
         }
 
-        fn read_memory(&self, _: GuestAddress, bytes: &mut [u8]) -> Result<(), VmError> {
+        fn read_memory(&self, _: u64, bytes: &mut [u8]) -> Result<(), VmError> {
             bytes.fill(0);
             Ok(())
         }

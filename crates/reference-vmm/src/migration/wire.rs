@@ -3,9 +3,10 @@
 //! The peer is untrusted: lengths are bounded before anything is allocated, and text is checked by whoever takes it.
 
 use crate::error::VmError;
+use crate::guest::Guest;
 use crate::memory::PAGE;
-use crate::state::MachineState;
-use guest_debug::state::{GuestDebugState, StateUpdate};
+use crate::state::{self, MachineState};
+use guest_debug::state::{Architecture, GuestDebugState, StateUpdate};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 /// What an offer begins with.
 const MAGIC: &str = "reference-vmm migration";
 /// Version of the protocol.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// The longest run of memory in a frame.
 pub(super) const MAX_RUN: u64 = 1 << 20;
@@ -26,34 +27,55 @@ const MAX_REASON: u64 = 64 << 10;
 
 /// What comes first: all that the destination needs to know whether it can take the VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offer {
-    protocol: String,
-    version: u32,
+#[serde(bound = "")]
+pub struct Offer<G: Guest> {
+    #[serde(flatten)]
+    header: Header,
     /// What the machine is made of.
-    pub machine: MachineState,
+    pub machine: MachineState<G>,
     /// The debug session as it is now.
     pub guest_debug: Option<Arc<GuestDebugState>>,
 }
 
-impl Offer {
+/// What an offer says of itself, whatever the architecture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Header {
+    protocol: String,
+    version: u32,
+    /// Since version 3; before, all guests were arm64.
+    #[serde(default = "aarch64")]
+    architecture: Architecture,
+}
+
+fn aarch64() -> Architecture {
+    Architecture::Aarch64
+}
+
+impl<G: Guest> Offer<G> {
     /// An offer of this machine.
-    pub fn new(machine: MachineState, guest_debug: Option<Arc<GuestDebugState>>) -> Self {
-        Self { protocol: MAGIC.to_owned(), version: VERSION, machine, guest_debug }
+    pub fn new(machine: MachineState<G>, guest_debug: Option<Arc<GuestDebugState>>) -> Self {
+        let header = Header { protocol: MAGIC.to_owned(), version: VERSION, architecture: G::ARCHITECTURE };
+        Self { header, machine, guest_debug }
     }
 
-    /// Checks what comes from a peer.
+    /// Takes what comes from a peer.
     ///
     /// # Errors
     ///
-    /// [`VmError::Migration`] for another protocol or version, [`VmError::State`].
-    pub fn check(&self) -> Result<(), VmError> {
-        if self.protocol != MAGIC {
-            return Err(failed(format!("the peer speaks {:?}; {MAGIC:?} is expected", self.protocol)));
+    /// [`VmError::Migration`] for another protocol or version, [`VmError::State`] for another architecture, or a machine that
+    /// can't be.
+    pub(super) fn receive(frame: &Frame) -> Result<Self, VmError> {
+        let header: Header = frame.json()?;
+        if header.protocol != MAGIC {
+            return Err(failed(format!("the peer speaks {:?}; {MAGIC:?} is expected", header.protocol)));
         }
-        if self.version != VERSION {
-            return Err(failed(format!("the peer's protocol has version {}; it can be {VERSION}", self.version)));
+        if header.version != VERSION {
+            return Err(failed(format!("the peer's protocol has version {}; it can be {VERSION}", header.version)));
         }
-        self.machine.check()
+        state::check_architecture::<G>(header.architecture)?;
+        let offer: Self = frame.json()?;
+        offer.machine.check()?;
+        Ok(offer)
     }
 }
 
@@ -257,6 +279,7 @@ const _: () = assert!(MAX_RUN.is_multiple_of(PAGE));
 #[cfg(test)]
 mod tests {
     use super::*;
+    use guest_debug::{Arm64, X86_64};
 
     fn sent(kind: Kind, parts: &[&[u8]]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -292,10 +315,28 @@ mod tests {
         let refused = sent(Kind::Refuse, &[b"no room"]);
         let error = Frame::expect(&mut refused.as_slice(), Kind::Accept).map(drop).unwrap_err().to_string();
         assert!(error.contains("no room"), "{error}");
-        let machine = crate::state::tests::sample().machine;
-        let good = Offer::new(machine, None);
-        good.check().unwrap();
-        assert!(Offer { version: VERSION + 1, ..good.clone() }.check().is_err());
-        assert!(Offer { protocol: "http".to_owned(), ..good }.check().is_err());
+    }
+
+    #[test]
+    fn an_offer_of_something_else_is_refused() {
+        let machine = state::tests::sample().machine;
+        let good = Offer::<Arm64>::new(machine, None);
+        fn receive<G: Guest>(offer: &impl Serialize) -> Result<Offer<G>, VmError> {
+            let bytes = sent(Kind::Offer, &[&json(offer).unwrap()]);
+            Offer::receive(&Frame::read(&mut bytes.as_slice()).unwrap())
+        }
+        assert_eq!(receive::<Arm64>(&good).unwrap(), good);
+        let error = |offer: &Offer<Arm64>| receive::<Arm64>(offer).unwrap_err().to_string();
+        let mut other = good.clone();
+        other.header.version += 1;
+        assert!(error(&other).contains("version"));
+        other.header = Header { protocol: "http".to_owned(), ..good.header.clone() };
+        assert!(error(&other).contains("http"));
+        let error = receive::<X86_64>(&good).unwrap_err().to_string();
+        assert!(error.contains("architecture is aarch64; it can be x86_64 here"), "{error}");
+        let pc = Offer::new(state::x86_64::tests::sample().machine, None);
+        assert_eq!(receive::<X86_64>(&pc).unwrap(), pc);
+        let error = receive::<Arm64>(&pc).unwrap_err().to_string();
+        assert!(error.contains("architecture is x86_64; it can be aarch64 here"), "{error}");
     }
 }

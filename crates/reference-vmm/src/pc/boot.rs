@@ -3,8 +3,7 @@
 
 use super::acpi;
 use super::layout::{
-    ACPI, BASE_END, CMDLINE, CODE, DATA, GDT, HIGH_RAM, MAX_CPUS, MAX_MEMORY_MIB, PAGE_DIRECTORIES, PDPT, PML4,
-    ZERO_PAGE,
+    ABOVE_DEVICES, ACPI, BASE_END, CMDLINE, CODE, DATA, DEVICES, GDT, HIGH_RAM, PAGE_DIRECTORIES, PDPT, PML4, ZERO_PAGE,
 };
 use crate::config::VmConfig;
 use crate::error::VmError;
@@ -33,7 +32,7 @@ const E820_RAM: u32 = 1;
 
 /// Opened files of a guest. They stay open, so that a reboot loads the same ones.
 #[derive(Debug)]
-pub(super) struct Payload {
+pub(crate) struct Payload {
     path: PathBuf,
     kernel: File,
     initrd: Option<(File, u64)>,
@@ -42,11 +41,11 @@ pub(super) struct Payload {
 
 /// How the first vCPU starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct EntryPoint {
+pub(crate) struct EntryPoint {
     /// Address of the first instruction, in 64-bit mode.
-    pub(super) rip: u64,
+    pub(crate) rip: u64,
     /// Address of the zero page.
-    pub(super) rsi: u64,
+    pub(crate) rsi: u64,
 }
 
 impl Payload {
@@ -54,16 +53,8 @@ impl Payload {
     ///
     /// # Errors
     ///
-    /// A setting that a PC can't have, or a file that can't be opened.
-    pub(super) fn open(config: &VmConfig) -> Result<Self, VmError> {
-        let limits =
-            [("--cpus", u64::from(config.cpus), u64::from(MAX_CPUS)), ("--memory", config.memory_mib, MAX_MEMORY_MIB)];
-        for (name, value, most) in limits {
-            if value > most {
-                let acceptable = format!("at most {most} for x86_64 guests");
-                return Err(VmError::Setting { name, value: value.to_string(), acceptable });
-            }
-        }
+    /// A file that can't be opened.
+    pub(crate) fn open(config: &VmConfig) -> Result<Self, VmError> {
         let open = |path: &Path| -> Result<(File, u64), VmError> {
             let error = |source| VmError::File { path: path.to_owned(), source };
             let file = File::open(path).map_err(error)?;
@@ -83,10 +74,10 @@ impl Payload {
     /// # Errors
     ///
     /// A kernel that can't be one, and what does not fit.
-    pub(super) fn load(&self, ram: &Ram, cpus: u32) -> Result<EntryPoint, VmError> {
-        let size = memory::size(ram);
+    pub(crate) fn load(&self, ram: &Ram, cpus: u32) -> Result<EntryPoint, VmError> {
+        let (size, low) = (memory::size(ram), low_end(ram));
         let Kernel { rip, end, header } = self.load_kernel(ram)?;
-        let initrd = self.load_initrd(ram, end, size.min(u64::from(header.initrd_addr_max).max(INITRD_MAX) + 1))?;
+        let initrd = self.load_initrd(ram, end, low.min(u64::from(header.initrd_addr_max).max(INITRD_MAX) + 1))?;
         let write = |what, bytes: &[u8], at| {
             let error = |error: vm_memory::GuestMemoryError| VmError::Write { what, reason: error.to_string() };
             ram.write_slice(bytes, GuestAddress(at)).map_err(error)
@@ -98,8 +89,9 @@ impl Payload {
         params.hdr.cmd_line_ptr = CMDLINE as u32;
         params.hdr.cmdline_size = self.cmdline.len() as u32;
         (params.hdr.ramdisk_image, params.hdr.ramdisk_size) = initrd;
-        let e820 = [(0, BASE_END), (HIGH_RAM, size - HIGH_RAM)];
-        for (entry, (addr, size)) in params.e820_table.iter_mut().zip(e820) {
+        let e820 = [(0, BASE_END), (HIGH_RAM, low - HIGH_RAM), (ABOVE_DEVICES, size - low)];
+        let e820 = e820.get(..if size > low { 3 } else { 2 }).unwrap_or_default();
+        for (entry, &(addr, size)) in params.e820_table.iter_mut().zip(e820) {
             *entry = boot_e820_entry { addr, size, r#type: E820_RAM };
         }
         params.e820_entries = e820.len() as u8;
@@ -148,7 +140,7 @@ impl Payload {
             return Ok(Kernel { rip: loaded.kernel_load.raw_value(), end: loaded.kernel_end, header: plain });
         }
         let size = file.metadata().map_err(VmError::io("fstat"))?.len();
-        let room = memory::size(ram) - HIGH_RAM;
+        let room = low_end(ram) - HIGH_RAM;
         if size == 0 || size > room {
             let acceptable = format!("a bzImage, an ELF file, or a flat binary of 1 to {room:#x} bytes is needed");
             return Err(VmError::Kernel { path: self.path.clone(), field: "size", value: size, acceptable });
@@ -167,6 +159,11 @@ impl Payload {
         read_into(ram, "the initramfs", &mut file, at, *size)?;
         Ok((at as u32, *size as u32))
     }
+}
+
+/// Where RAM below the devices ends; all that is loaded is there.
+fn low_end(ram: &Ram) -> u64 {
+    memory::size(ram).min(DEVICES)
 }
 
 /// A kernel in guest memory.

@@ -9,10 +9,13 @@
 //! | `0x9_0000` | kernel command line |
 //! | `0xe_0000` | ACPI tables |
 //! | `0x10_0000` | flat payloads, and what kernels ask for |
-//! | `0xfec0_0000`, `0xfee0_0000` | IOAPIC, local APICs |
+//! | `0xc000_0000` | devices, up to 4 GiB: IOAPIC at `0xfec0_0000`, local APICs at `0xfee0_0000` |
+//! | `0x1_0000_0000` | RAM for which there was no room below the devices |
 //!
 //! Ports: `0x3f8` the serial port on IRQ 4; `0x64`, where 0xfe resets the machine; `0x600` and `0x604`, ACPI's PM1 event and
 //! control registers, of which SLP_EN powers it off.
+
+use vm_memory::GuestAddress;
 
 /// The GDT.
 pub const GDT: u64 = 0x5000;
@@ -60,10 +63,31 @@ pub const SLEEP_ENABLE: u16 = 1 << 13;
 
 /// As many as have an APIC id of 8 bits that is none of the broadcast.
 pub const MAX_CPUS: u32 = 254;
-/// RAM ends below the devices.
-pub const MAX_MEMORY_MIB: u64 = 3072;
+/// Where RAM ends below the devices.
+pub const DEVICES: u64 = 0xc000_0000;
+/// Where it goes on above them.
+pub const ABOVE_DEVICES: u64 = 1 << 32;
 
 /// Selector of the first code segment, as Linux's boot protocol has it.
 pub const CODE: u16 = 0x10;
 /// Selector of all other segments.
 pub const DATA: u16 = 0x18;
+
+/// Regions of RAM, address and length, of a machine with so many bytes of it.
+pub fn ram(bytes: u64) -> Vec<(GuestAddress, u64)> {
+    let regions = [(GuestAddress(0), bytes.min(DEVICES)), (GuestAddress(ABOVE_DEVICES), bytes.saturating_sub(DEVICES))];
+    regions.into_iter().filter(|(_, length)| *length > 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn much_memory_goes_around_the_devices() {
+        let regions = |mib: u64| ram(mib << 20).into_iter().map(|(at, length)| (at.0, length)).collect::<Vec<_>>();
+        assert_eq!(regions(8), [(0, 8 << 20)]);
+        assert_eq!(regions(3072), [(0, DEVICES)]);
+        assert_eq!(regions(3073), [(0, DEVICES), (1 << 32, 1 << 20)]);
+    }
+}

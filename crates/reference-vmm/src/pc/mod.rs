@@ -1,24 +1,17 @@
-//! The VM on KVM/x86_64: a small PC.
+//! A small PC: what an x86_64 guest finds.
 //!
-//! Interrupt controllers and timer in the kernel (PIC, IOAPIC, local APICs, PIT), a serial port at COM1, one region of RAM;
-//! see [`layout`]. It boots and debugs. Snapshots and migrations of it are not there yet.
+//! Interrupt controllers and timer in the kernel (PIC, IOAPIC, local APICs, PIT), a serial port at COM1, RAM around the
+//! devices; see [`layout`].
 
+#[cfg(target_arch = "x86_64")]
 mod acpi;
+#[cfg(target_arch = "x86_64")]
 mod boot;
-mod debug;
 pub mod layout;
-mod machine;
+#[cfg(target_arch = "x86_64")]
 mod ports;
-mod vcpu;
-mod vm;
 
-pub use vcpu::Vcpu;
-pub use vm::Vm;
-
-use crate::error::VmError;
-use vmm_sys_util::errno;
-
-/// For `map_err` after a KVM call.
-fn kvm_error(operation: &'static str) -> impl FnOnce(errno::Error) -> VmError {
-    move |error| VmError::Os { operation, source: error.into() }
-}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use boot::{EntryPoint, Payload};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use ports::Ports;

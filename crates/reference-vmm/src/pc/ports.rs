@@ -10,11 +10,16 @@ const NOTHING: u8 = 0xff;
 
 /// The serial port, and what ends the machine.
 #[derive(Debug)]
-pub(super) struct Ports(pub(super) Arc<SerialConsole>);
+pub(crate) struct Ports(Arc<SerialConsole>);
 
 impl Ports {
+    /// Ports with the serial port among them.
+    pub(crate) fn new(serial: Arc<SerialConsole>) -> Self {
+        Self(serial)
+    }
+
     /// The guest reads `data.len()` bytes.
-    pub(super) fn read(&self, port: u16, data: &mut [u8]) {
+    pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         match (serial(port), port) {
             (Some(offset), _) => self.0.read(offset, data),
             // Its buffers are empty: a command may be sent.
@@ -28,7 +33,7 @@ impl Ports {
     }
 
     /// The guest writes `data`. Answers what it asks for with that.
-    pub(super) fn write(&self, port: u16, data: &[u8]) -> Option<Request> {
+    pub(crate) fn write(&self, port: u16, data: &[u8]) -> Option<Request> {
         match (serial(port), port, data) {
             (Some(offset), ..) => self.0.write(offset, data),
             (None, KEYBOARD, [KEYBOARD_RESET]) => return Some(Request::Reset),

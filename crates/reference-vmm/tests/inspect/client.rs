@@ -26,7 +26,7 @@ impl Served {
         let server = GdbServer::bind(&ListenAddress::Unix(socket.clone())).unwrap();
         let shutdown = EventFd::new(EFD_NONBLOCK).unwrap();
         let theirs = shutdown.try_clone().unwrap();
-        let thread = thread::spawn(move || inspect::serve(server, &frozen, theirs).unwrap());
+        let thread = thread::spawn(move || frozen.serve(server, theirs).unwrap());
         Self { socket, shutdown, thread: Some(thread), _directory: directory }
     }
 

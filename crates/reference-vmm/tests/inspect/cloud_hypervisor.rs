@@ -6,12 +6,12 @@ use guest_debug::kvm::regid;
 use guest_debug::state::GuestDebugState;
 use guest_debug::{DebugVcpu as _, GuestRam as _};
 use reference_vmm::inspect::cloud_hypervisor::{CONFIG_FILE, MEMORY_FILE, SESSION};
-use reference_vmm::inspect::{self, Frozen, Report};
+use reference_vmm::inspect::{self, Frozen, Opened, Report};
 use reference_vmm::snapshot::{self, STATE_FILE};
-use reference_vmm::state::VcpuState;
+use reference_vmm::state::arm64::VcpuState;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use vm_memory::GuestAddress;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -21,6 +21,13 @@ const CORE: u64 = 0x0010_0000;
 const COPROC: u64 = 0x0fff_0000;
 const RAM: u64 = 0x8000_0000;
 const HALF: u64 = 4 << 20;
+
+fn opened(path: &Path) -> Frozen {
+    match inspect::open(path).unwrap() {
+        Opened::Arm64(frozen) => frozen,
+        Opened::X86_64(_) => panic!("it is one of an arm64 guest"),
+    }
+}
 
 /// A snapshot directory, and what its state is made of.
 struct Directory {
@@ -68,7 +75,7 @@ impl Directory {
     }
 
     fn open(&self) -> Frozen {
-        inspect::open(&self.path).unwrap()
+        opened(&self.path)
     }
 
     fn error(&self) -> String {
@@ -108,7 +115,7 @@ fn vcpu(saved: &VcpuState) -> Value {
 #[test]
 fn it_is_the_same_vm() {
     for session in [None, Some(session())] {
-        let own = Report::of(&inspect::open(&Sample::write(&state(session.clone())).path).unwrap());
+        let own = Report::of(&opened(&Sample::write(&state(session.clone())).path));
         let report = Report::of(&Directory::whole(session).open());
         assert_eq!(report.to_string(), own.to_string());
         assert_eq!(report.to_json().unwrap(), own.to_json().unwrap());
@@ -118,7 +125,7 @@ fn it_is_the_same_vm() {
 #[test]
 fn memory_is_where_its_ranges_say() {
     let frozen = Directory::new(None, &[(RAM + HALF, HALF), (RAM, HALF)]).open();
-    let own = inspect::open(&Sample::write(&state(None)).path).unwrap();
+    let own = opened(&Sample::write(&state(None)).path);
     for address in [PHYSICAL, RAM + HALF - 8, RAM + 0x0010_0000] {
         let mut bytes = [[0; 16]; 2];
         frozen.memory().read(GuestAddress(address), &mut bytes[0]).unwrap();

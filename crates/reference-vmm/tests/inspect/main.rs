@@ -10,7 +10,7 @@ mod sample;
 use client::{Served, console};
 use guest_debug::state::{GuestDebugState, StepRange, StopReasonState, VcpuDebugState, VcpuMode};
 use proptest::prelude::*;
-use reference_vmm::inspect::{self, FrozenVm, Report};
+use reference_vmm::inspect::{self, FrozenVm, Opened, Report};
 use reference_vmm::snapshot::{MEMORY_FILE, STATE_FILE};
 use sample::{PHYSICAL, Sample, TEXT_AT, VIRTUAL, session, state};
 use std::fs;
@@ -51,7 +51,7 @@ macro_rules! golden {
 }
 
 fn report(session: Option<GuestDebugState>) -> Report {
-    Report::of(&inspect::open(&Sample::write(&state(session)).path).unwrap())
+    inspect::open(&Sample::write(&state(session)).path).unwrap().report()
 }
 
 /// The client has resumed: one vCPU runs, the other one steps through a line.
@@ -134,10 +134,13 @@ proptest! {
         text[place] = byte;
         let Ok(changed) = serde_json::from_slice(&text) else { return Ok(()) };
         if let Ok(frozen) = inspect::open(&Sample::write(&changed).path) {
-            let report = Report::of(&frozen);
+            let report = frozen.report();
             report.to_json().unwrap();
             prop_assert!(report.to_string().starts_with("machine"));
-            FrozenVm::new(&frozen).unwrap();
+            match frozen {
+                Opened::Arm64(frozen) => drop(FrozenVm::new(&frozen).unwrap()),
+                Opened::X86_64(frozen) => drop(FrozenVm::new(&frozen).unwrap()),
+            }
         }
     }
 }

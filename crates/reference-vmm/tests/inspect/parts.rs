@@ -2,7 +2,6 @@
 
 use guest_debug::arm64::Reg;
 use guest_debug::kvm::regid;
-use guest_debug::state::Architecture;
 use guest_debug::{DebugVcpu as _, GuestRam as _};
 use reference_vmm::inspect::{Frozen, FrozenError, FrozenRegion, FrozenVcpu};
 use std::io::Write as _;
@@ -27,7 +26,7 @@ fn vcpu() -> FrozenVcpu {
 }
 
 fn frozen(memory: Vec<FrozenRegion>) -> Result<Frozen, FrozenError> {
-    Frozen::new(Architecture::Aarch64, vec![vcpu()], memory, None)
+    Frozen::new(vec![vcpu()], memory, None)
 }
 
 #[test]
@@ -61,10 +60,10 @@ fn parts_that_can_not_be_are_named() {
     assert_eq!(two(u64::MAX, 2, 0).unwrap_err(), FrozenError::Wraps { index: 1, length: 2 });
     assert_eq!(two(0x2000, 2, u64::MAX).unwrap_err(), FrozenError::Wraps { index: 1, length: 2 });
     assert_eq!(two(0x2000, 2, i64::MAX as u64).unwrap_err(), FrozenError::Wraps { index: 1, length: 2 });
-    let vcpus = |vcpus| Frozen::new(Architecture::Aarch64, vcpus, good(), None);
+    let vcpus = |vcpus| Frozen::new(vcpus, good(), None);
     assert_eq!(vcpus(vec![]).unwrap_err(), FrozenError::NoVcpus);
     let short = FrozenVcpu::from_kvm(true, [(regid::encode(Reg::Pc), vec![0; 4])]);
-    let register = FrozenError::Register { vcpu: 1, reg: Reg::Pc, length: 4, expected: 8 };
+    let register = FrozenError::Register { vcpu: 1, reg: Reg::Pc.into(), length: 4, expected: 8 };
     assert_eq!(vcpus(vec![vcpu(), short]).unwrap_err(), register);
 }
 

@@ -1,15 +1,17 @@
 //! A small snapshot: vCPU 0 with its MMU off, vCPU 1 with a translation table in guest memory.
 
-use guest_debug::WatchKind;
 use guest_debug::arm64::{Reg, SysReg};
 use guest_debug::kvm::regid;
 use guest_debug::state::{
     Architecture, BreakpointState, GuestDebugState, RuleState, STATE_VERSION, SoftwareState, StopReasonState,
     StopState, ToldState, VcpuDebugState, VcpuMode, WatchHit, WatchState,
 };
+use guest_debug::{Arm64, WatchKind};
+use reference_vmm::guest::Guest as _;
 use reference_vmm::memory;
 use reference_vmm::snapshot::Writer;
-use reference_vmm::state::{BootState, GicState, MachineState, RegisterState, VM_STATE_VERSION, VcpuState, VmState};
+use reference_vmm::state::arm64::{Devices, Features, RegisterState, VcpuState};
+use reference_vmm::state::{BootState, MachineState, VM_STATE_VERSION, VmState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
@@ -42,7 +44,7 @@ impl Sample {
 }
 
 fn write(path: &Path, state: &VmState) {
-    let ram = memory::allocate(8).unwrap();
+    let ram = memory::allocate(&Arm64::ram(8)).unwrap();
     let put = |at: u64, bytes: &[u8]| ram.write_slice(bytes, GuestAddress(at)).unwrap();
     put(PHYSICAL, &NOP.to_le_bytes());
     // Levels 1 to 3 of a 39-bit range with 4 KiB pages; the pages are not adjacent.
@@ -66,7 +68,11 @@ pub fn state(guest_debug: Option<GuestDebugState>) -> VmState {
     VmState {
         version: VM_STATE_VERSION,
         architecture: Architecture::Aarch64,
-        machine: MachineState { cpus: 2, memory_mib: 8, vcpu_features: vec![0; 7], sve_vls: None },
+        machine: MachineState {
+            cpus: 2,
+            memory_mib: 8,
+            features: Features { vcpu_features: vec![0; 7], sve_vls: None },
+        },
         boot: BootState { kernel: "Image".into(), initrd: None, cmdline: String::new() },
         vcpus: vec![
             vcpu(&[(Reg::Pc, PHYSICAL), (Reg::SpEl0, 0x8001_0000), (Reg::SpEl1, 7), (Reg::Pstate, 0x3c4)]),
@@ -81,7 +87,7 @@ pub fn state(guest_debug: Option<GuestDebugState>) -> VmState {
                 (Reg::Sys(SysReg::TTBR1_EL1), 0x8010_0000),
             ]),
         ],
-        gic: GicState::default(),
+        devices: Devices::default(),
         serial: vm_superio::SerialState::default().into(),
         guest_debug: guest_debug.map(Arc::new),
     }

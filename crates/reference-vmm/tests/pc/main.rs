@@ -1,31 +1,25 @@
-//! The PC on KVM: what it boots, how it ends, and a debug session in it.
+//! The PC on KVM: what it boots, how it ends, a debug session in it, and how it moves.
 
 #![cfg(target_arch = "x86_64")]
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod moving;
+mod refused;
+mod support;
 
 use guest_debug::x86_64::Reg;
-use guest_debug::{Breakpoint, DebugVcpu as _, Gva, ResumeAction, StopReason, VcpuId};
-use reference_vmm::config::{DebugMode, VmConfig};
-use reference_vmm::control::Request;
-use reference_vmm::pc::Vm;
+use guest_debug::{Breakpoint, Gva, ResumeAction, StopReason, VcpuId};
+use reference_vmm::config::DebugMode;
 use reference_vmm::pc::layout::{HIGH_RAM, STACK, ZERO_PAGE};
-use std::io::Write;
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vmm_sys_util::tempfile::TempFile;
+use support::{Ability, NOP, POWER_OFF, Running, V0, linux};
 
-const V0: VcpuId = VcpuId(0);
-
-const NOP: &[u8] = &[0x90];
 /// INC RBX
 const COUNT: &[u8] = &[0x48, 0xff, 0xc3];
 /// JMP to itself
 const SPIN: &[u8] = &[0xeb, 0xfe];
 /// MOV DX, 0x3f8; MOV AL, '!'; OUT DX, AL
 const PRINT: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee];
-/// MOV DX, 0x604; MOV AX, 0x2000; OUT DX, AX
-const POWER_OFF: &[u8] = &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef];
 /// MOV AL, 0xfe; OUT 0x64, AL
 const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64];
 /// LIDT of nothing and UD2: a triple fault. UD2 alone does it, there is no handler.
@@ -33,95 +27,6 @@ const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b];
 /// INC QWORD [0x20_0000], which a reset leaves alone; CMP QWORD [0x20_0000], 3; JAE over the next four bytes.
 const THREE_TIMES: &[u8] =
     &[0x48, 0xff, 0x04, 0x25, 0, 0, 0x20, 0, 0x48, 0x83, 0x3c, 0x25, 0, 0, 0x20, 0, 3, 0x73, 0x04];
-
-/// A VM that runs, and what it has printed.
-struct Running {
-    vm: Arc<Vm>,
-    printed: Arc<Mutex<Vec<u8>>>,
-    thread: Option<JoinHandle<Result<(), String>>>,
-}
-
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Running {
-    /// `None`, and the test says that it is skipped, without KVM.
-    fn start(code: &[&[u8]], cpus: u32, debug: DebugMode) -> Option<Self> {
-        if !std::path::Path::new("/dev/kvm").exists() {
-            skipped("there is no /dev/kvm");
-            return None;
-        }
-        let file = TempFile::new().unwrap();
-        file.as_file().write_all(&code.concat()).unwrap();
-        let running = Self::of(&VmConfig { cpus, memory_mib: 16, debug, ..VmConfig::new(file.as_path()) });
-        if let Some(session) = running.vm.session() {
-            session.attach().unwrap();
-        }
-        Some(running)
-    }
-
-    fn of(config: &VmConfig) -> Self {
-        let printed = Arc::<Mutex<Vec<u8>>>::default();
-        let vm = Arc::new(Vm::new(config, Box::new(Sink(printed.clone()))).unwrap());
-        let running = vm.clone();
-        let thread = std::thread::spawn(move || running.run().map_err(|error| error.to_string()));
-        Self { vm, printed, thread: Some(thread) }
-    }
-
-    fn get(&self, vcpu: usize, reg: Reg) -> u64 {
-        self.vm.vcpus()[vcpu].get_u64(reg).unwrap()
-    }
-
-    fn go(&self, actions: &[(VcpuId, ResumeAction)]) -> StopReason {
-        let session = self.vm.session().unwrap();
-        session.resume(actions).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            if let Some(stop) = session.take_stop().unwrap() {
-                return stop.reason;
-            }
-            let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
-            assert!(!ended && Instant::now() < deadline, "the guest did not stop");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Lets it run to its end.
-    fn end(mut self) -> (Result<(), String>, String) {
-        if let Some(session) = self.vm.session().filter(|session| session.attached()) {
-            session.detach().unwrap();
-        }
-        let result = self.thread.take().unwrap().join().unwrap();
-        (result, String::from_utf8(self.printed.lock().unwrap().clone()).unwrap())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.vm.control().request(Request::Quit);
-        if let Some(session) = self.vm.session().filter(|session| session.attached()) {
-            let _ = session.detach();
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn skipped(reason: &str) {
-    let test = std::thread::current();
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {}: {reason}", test.name().unwrap_or("a test"));
-}
 
 #[test]
 fn a_flat_payload_prints_and_powers_off() {
@@ -154,25 +59,7 @@ fn the_first_instruction_finds_what_linux_would() {
 
 #[test]
 fn linux_boots_on_two_vcpus_is_stepped_and_powers_off() {
-    let files = ["KERNEL", "INITRD"].map(|name| std::env::var_os(format!("GUEST_DEBUG_FILE_{name}")));
-    let [Some(kernel), Some(initrd)] = files else { return skipped("no kernel and initramfs were given") };
-    let cmdline = "console=ttyS0 quiet nokaslr mitigations=off tsc=reliable".to_owned();
-    let config = VmConfig {
-        initrd: Some(initrd.into()),
-        cmdline,
-        cpus: 2,
-        memory_mib: 256,
-        debug: DebugMode::Run,
-        ..VmConfig::new(kernel)
-    };
-    let vm = Running::of(&config);
-    let deadline = Instant::now() + Duration::from_secs(300);
-    let printed = || String::from_utf8_lossy(&vm.printed.lock().unwrap()).into_owned();
-    while !printed().contains("guest is ready with 2 processors") {
-        let ended = vm.thread.as_ref().is_none_or(JoinHandle::is_finished);
-        assert!(!ended && Instant::now() < deadline, "it did not boot:\n{}", printed());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let Some(vm) = linux() else { return };
     let session = vm.vm.session().unwrap();
     session.attach().unwrap();
     let mut places = std::collections::BTreeSet::new();
@@ -189,11 +76,12 @@ fn linux_boots_on_two_vcpus_is_stepped_and_powers_off() {
 
 #[test]
 fn a_step_over_a_port_executes_it_once() {
+    if !Ability::Step.is_there() {
+        return;
+    }
     let Some(vm) = Running::start(&[PRINT, NOP, POWER_OFF], 1, DebugMode::Hold) else { return };
     let step = || vm.go(&[(V0, ResumeAction::Step)]);
-    if step() != StopReason::Step || vm.get(0, Reg::Rip) != HIGH_RAM + 4 {
-        return skipped("this host's KVM has no single-step");
-    }
+    assert_eq!((step(), vm.get(0, Reg::Rip)), (StopReason::Step, HIGH_RAM + 4));
     assert_eq!((step(), step()), (StopReason::Step, StopReason::Step));
     assert_eq!((vm.get(0, Reg::Rip), vm.printed.lock().unwrap().len()), (HIGH_RAM + 7, 1));
     assert_eq!(vm.end(), (Ok(()), "!".to_owned()));
@@ -201,21 +89,14 @@ fn a_step_over_a_port_executes_it_once() {
 
 #[test]
 fn a_breakpoint_stays_over_a_reset() {
+    if !Ability::Execute.is_there() {
+        return;
+    }
     let Some(vm) = Running::start(&[PRINT, COUNT, RESET, SPIN], 1, DebugMode::Hold) else { return };
     let at = HIGH_RAM + PRINT.len() as u64;
     vm.vm.session().unwrap().insert(V0, Breakpoint::Hardware(Gva(at))).unwrap();
     for count in 1..4 {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let session = vm.vm.session().unwrap();
-        session.resume(&[]).unwrap();
-        let stop = loop {
-            match session.take_stop().unwrap() {
-                Some(stop) => break stop,
-                None if Instant::now() > deadline => return skipped("this host's KVM has no execution breakpoints"),
-                None => std::thread::sleep(Duration::from_millis(1)),
-            }
-        };
-        assert_eq!(stop.reason, StopReason::HardwareBreakpoint(Gva(at)));
+        assert_eq!(vm.go(&[]), StopReason::HardwareBreakpoint(Gva(at)));
         assert_eq!((vm.get(0, Reg::Rbx), vm.printed.lock().unwrap().len()), (0, count));
     }
 }

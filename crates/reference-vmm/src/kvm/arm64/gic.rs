@@ -6,8 +6,9 @@
 
 use super::kvm_error;
 use crate::error::VmError;
+use crate::kvm::Vcpu;
 use crate::layout::{GIC_LINES, GICD, GICR_BASE};
-use crate::state::{GicRegister, GicState};
+use crate::state::arm64::{Devices, GicRegister, GicState};
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, KVM_DEV_ARM_VGIC_GRP_CTRL,
     KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS,
@@ -15,6 +16,7 @@ use kvm_bindings::{
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
+use std::sync::Arc;
 
 /// Lines 0 to 31 are private to a vCPU and belong to its redistributor.
 const PRIVATE_LINES: u64 = 32;
@@ -53,26 +55,27 @@ const ICC_AP1R0_EL1: u64 = sysreg(3, 0, 12, 9, 0);
 
 /// The VM's interrupt controller.
 #[derive(Debug)]
-pub struct Gic {
+pub(in crate::kvm) struct Gic {
     device: DeviceFd,
     /// Affinity of each vCPU as bits 63:32 of an attribute.
     affinities: Vec<u64>,
 }
 
 impl Gic {
-    /// Makes the GIC of a VM whose vCPUs have all been made and initialised; `mpidrs` are their affinity fields.
+    /// Makes the GIC of a VM whose vCPUs have all been made and initialised.
     ///
     /// # Errors
     ///
     /// [`VmError::MissingCapability`] where the host has no GICv3, [`VmError::Os`] for anything else.
-    pub fn new(vm: &VmFd, mpidrs: &[u64]) -> Result<Self, VmError> {
+    pub(in crate::kvm) fn new(vm: &VmFd, vcpus: &[Arc<Vcpu>]) -> Result<Self, VmError> {
         let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
         let device = vm.create_device(&mut device).map_err(|error| match error.errno() {
             libc::ENODEV => VmError::MissingCapability("GICv3 (KVM_DEV_TYPE_ARM_VGIC_V3)"),
             _ => kvm_error("KVM_CREATE_DEVICE (GICv3)")(error),
         })?;
         // Aff3 is in bits 39:32 of MPIDR_EL1, and above the other three in an attribute.
-        let affinities = mpidrs.iter().map(|mpidr| (mpidr >> 32 & 0xff) << 56 | (mpidr & 0xff_ffff) << 32).collect();
+        let affinity = |mpidr: u64| (mpidr >> 32 & 0xff) << 56 | (mpidr & 0xff_ffff) << 32;
+        let affinities = vcpus.iter().map(|vcpu| affinity(vcpu.mpidr())).collect();
         let gic = Self { device, affinities };
         gic.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, GIC_LINES.into())?;
         gic.set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST.into(), GICD.base)?;
@@ -86,7 +89,7 @@ impl Gic {
     /// # Errors
     ///
     /// [`VmError::Os`]; EBUSY means that a vCPU runs.
-    pub fn state(&self) -> Result<GicState, VmError> {
+    pub(in crate::kvm) fn state(&self, _: &VmFd) -> Result<Devices, VmError> {
         let mut registers = Vec::new();
         self.read(&mut registers, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, IIDR)?;
         self.read_lines(&mut registers, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0, PRIVATE_LINES..LINES)?;
@@ -101,7 +104,7 @@ impl Gic {
         }
         // Last, so that a restored GIC forwards nothing before it is whole.
         self.read(&mut registers, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, CTLR)?;
-        Ok(GicState(registers))
+        Ok(Devices { gic: GicState(registers) })
     }
 
     /// Writes all state. Every vCPU must be out of KVM_RUN.
@@ -109,9 +112,9 @@ impl Gic {
     /// # Errors
     ///
     /// [`VmError::Os`]; EBUSY means that a vCPU runs, and EINVAL that the state is of another kind of GIC.
-    pub fn set_state(&self, state: &GicState) -> Result<(), VmError> {
+    pub(in crate::kvm) fn set_state(&self, _: &VmFd, state: &Devices) -> Result<(), VmError> {
         self.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, CTLR, 0)?;
-        state.0.iter().try_for_each(|register| self.set(register.group, register.attr, register.value))
+        state.gic.0.iter().try_for_each(|register| self.set(register.group, register.attr, register.value))
     }
 
     /// Registers with bits or fields per line, of the distributor or of one redistributor's SGI frame.

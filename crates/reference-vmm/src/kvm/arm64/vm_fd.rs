@@ -9,9 +9,8 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 ///
 /// # Errors
 ///
-/// [`VmError::Setting`], [`VmError::MissingCapability`] and [`VmError::File`] for a host that can't have it.
-pub(super) fn create(cpus: u32, memory_mib: u64) -> Result<VmFd, VmError> {
-    let kvm = Kvm::new().map_err(|error| VmError::File { path: "/dev/kvm".into(), source: error.into() })?;
+/// [`VmError::Setting`] and [`VmError::MissingCapability`] for a host that can't have it.
+pub(in crate::kvm) fn create(kvm: &Kvm, memory_mib: u64) -> Result<VmFd, VmError> {
     // 0 where KVM can't say; its default, 40 bits, is then all there is.
     let bits = u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(0);
     let end = layout::ram_end(memory_mib << 20);
@@ -22,22 +21,8 @@ pub(super) fn create(cpus: u32, memory_mib: u64) -> Result<VmFd, VmError> {
             acceptable: format!("at most {} MiB on this host", ((1 << bits) - RAM_BASE.min(1 << bits)) >> 20),
         });
     }
-    let max_cpus = kvm.get_max_vcpus();
-    if cpus as usize > max_cpus {
-        return Err(VmError::Setting {
-            name: "--cpus",
-            value: cpus.to_string(),
-            acceptable: format!("at most {max_cpus} on this host"),
-        });
-    }
-    for (capability, name) in [
-        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-        (Cap::ArmPsci02, "KVM_CAP_ARM_PSCI_0_2"),
-        (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    ] {
-        if !kvm.check_extension(capability) {
-            return Err(VmError::MissingCapability(name));
-        }
+    if !kvm.check_extension(Cap::ArmPsci02) {
+        return Err(VmError::MissingCapability("KVM_CAP_ARM_PSCI_0_2"));
     }
     kvm.create_vm_with_ipa_size(bits).map_err(kvm_error("KVM_CREATE_VM"))
 }

@@ -1,20 +1,19 @@
-//! One vCPU and the loop of its thread.
+//! A vCPU: how it is made, and its state, read out of KVM and written into a new vCPU.
+//!
+//! The guest's own debug registers are part of it. KVM keeps those apart from the debugger's: KVM_GET_DEBUGREGS answers what
+//! the guest has in DR0 to DR7, whatever KVM_SET_GUEST_DEBUG was told (kernel: arch/x86/kvm/x86.c, `vcpu->arch.db` and
+//! `eff_db`). RFLAGS come without the debugger's TF.
 
-use super::boot::EntryPoint;
-use super::debug::Debugger;
-use super::kvm_error;
-use super::layout::{CODE, DATA, GDT, PML4, STACK};
-use super::ports::Ports;
-use crate::control::{Control, Request};
+use super::features::{Features, Kept};
+use super::{convert, kvm_error, msrs};
 use crate::error::VmError;
-use crate::kick::Thread;
-use kvm_bindings::{
-    CpuId, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
-};
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{Ordering, compiler_fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::kvm::Vcpu;
+use crate::pc::EntryPoint;
+use crate::pc::layout::{CODE, DATA, GDT, PML4, STACK};
+use crate::state::x86_64::{MsrState, VcpuState};
+use kvm_bindings::{kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_xsave};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::errno;
 
 /// CR0: PE, ET, PG.
 const CR0: u64 = 1 | 1 << 4 | 1 << 31;
@@ -25,38 +24,12 @@ const EFER: u64 = 1 << 8 | 1 << 10;
 /// RFLAGS: the bit that is always set.
 const RFLAGS: u64 = 2;
 
-/// One vCPU.
+/// What a vCPU has beside its descriptor.
 #[derive(Debug)]
-pub struct Vcpu {
-    index: u32,
-    /// Its thread holds the lock while it is inside the guest, and lets go before it waits for anything.
-    fd: Mutex<VcpuFd>,
-    thread: Thread,
-    new: Registers,
-}
-
-/// What a reset writes.
-#[derive(Debug)]
-struct Registers {
-    regs: kvm_regs,
-    sregs: kvm_sregs,
-    fpu: kvm_fpu,
-    debug: kvm_debugregs,
-    lapic: kvm_lapic_state,
-    mp: kvm_mp_state,
-}
-
-impl Registers {
-    fn of(fd: &VcpuFd) -> Result<Self, VmError> {
-        Ok(Self {
-            regs: fd.get_regs().map_err(kvm_error("KVM_GET_REGS"))?,
-            sregs: fd.get_sregs().map_err(kvm_error("KVM_GET_SREGS"))?,
-            fpu: fd.get_fpu().map_err(kvm_error("KVM_GET_FPU"))?,
-            debug: fd.get_debug_regs().map_err(kvm_error("KVM_GET_DEBUGREGS"))?,
-            lapic: fd.get_lapic().map_err(kvm_error("KVM_GET_LAPIC"))?,
-            mp: fd.get_mp_state().map_err(kvm_error("KVM_GET_MP_STATE"))?,
-        })
-    }
+pub(in crate::kvm) struct Parts {
+    kept: Kept,
+    /// Its state after power-on.
+    new: VcpuState,
 }
 
 impl Vcpu {
@@ -64,48 +37,28 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// [`VmError::Os`] with the KVM call that failed.
-    pub(super) fn new(vm: &VmFd, index: u32, mut cpuid: CpuId) -> Result<Self, VmError> {
+    /// [`VmError::Os`] with the KVM call that failed, [`VmError::State`] with what this host does not have.
+    pub(in crate::kvm) fn new(vm: &VmFd, index: u32, features: &Features) -> Result<Self, VmError> {
         let fd = vm.create_vcpu(index.into()).map_err(kvm_error("KVM_CREATE_VCPU"))?;
-        for leaf in cpuid.as_mut_slice() {
-            match leaf.function {
-                // The initial APIC id, in bits 31:24.
-                1 => leaf.ebx = leaf.ebx & 0x00ff_ffff | index << 24,
-                // The x2APIC id.
-                0xb | 0x1f => leaf.edx = index,
-                _ => {}
-            }
+        features.give(&fd, index)?;
+        let kept = features.kept().clone();
+        let mut new = read(&fd, &kept)?;
+        // A reset leaves the counter alone: they go on, all alike.
+        new.msrs.retain(|msr| msr.index != msrs::TSC);
+        Ok(Self::with(index, fd, Parts { kept, new }))
+    }
+
+    /// All registers as after power-on.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`].
+    pub(in crate::kvm) fn reset(&self) -> Result<(), VmError> {
+        let refused = write(&self.lock(), &self.parts.kept, &self.parts.new).map_err(|error| self.refusal(error))?;
+        for MsrState { index, value } in refused {
+            log::warn!("vCPU {}: MSR {index:#x} does not become {value:#x} again", self.index());
         }
-        fd.set_cpuid2(&cpuid).map_err(kvm_error("KVM_SET_CPUID2"))?;
-        let new = Registers::of(&fd)?;
-        Ok(Self { index, fd: Mutex::new(fd), thread: Thread::default(), new })
-    }
-
-    /// Its index, from 0; also its APIC id.
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// The vCPU's file descriptor; blocks while the vCPU is inside the guest.
-    pub fn lock(&self) -> MutexGuard<'_, VcpuFd> {
-        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes the vCPU leave the guest soon.
-    pub fn kick(&self) {
-        self.thread.kick();
-    }
-
-    /// Registers as after power-on. MSRs keep their values: a kernel writes those that it uses.
-    pub(super) fn reset(&self) -> Result<(), VmError> {
-        let (fd, new) = (self.lock(), &self.new);
-        fd.set_vcpu_events(&kvm_vcpu_events::default()).map_err(kvm_error("KVM_SET_VCPU_EVENTS"))?;
-        fd.set_regs(&new.regs).map_err(kvm_error("KVM_SET_REGS"))?;
-        fd.set_sregs(&new.sregs).map_err(kvm_error("KVM_SET_SREGS"))?;
-        fd.set_fpu(&new.fpu).map_err(kvm_error("KVM_SET_FPU"))?;
-        fd.set_debug_regs(&new.debug).map_err(kvm_error("KVM_SET_DEBUGREGS"))?;
-        fd.set_lapic(&new.lapic).map_err(kvm_error("KVM_SET_LAPIC"))?;
-        fd.set_mp_state(new.mp).map_err(kvm_error("KVM_SET_MP_STATE"))
+        Ok(())
     }
 
     /// Sets where the vCPU starts: in 64-bit mode, every address its own, interrupts off.
@@ -125,122 +78,103 @@ impl Vcpu {
         fd.set_regs(&regs).map_err(kvm_error("KVM_SET_REGS"))
     }
 
-    /// The body of the vCPU's thread; returns when the VM ends.
-    #[expect(unsafe_code, reason = "binds a flag in the mapped kvm_run")]
-    pub(super) fn run(&self, control: &Control, ports: &Ports, debugger: Debugger) {
-        let _leave = Leave { control, vcpu: self.index };
-        let flag = NonNull::from(&mut self.lock().get_kvm_run().immediate_exit);
-        // SAFETY: the mapping lives as long as the VcpuFd in self, which the binding borrows.
-        let _binding = unsafe { self.thread.bind(flag) };
-        let mut runner = Runner { vcpu: self, control, ports, debugger, io_pending: false };
-        if let Err(error) = runner.run() {
-            control.request(Request::Fail(error));
-        }
+    /// Everything that a guest can have changed. The vCPU is out of KVM_RUN, and has no device access to complete.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Os`].
+    pub fn state(&self) -> Result<VcpuState, VmError> {
+        read(&self.lock(), &self.parts.kept)
     }
-}
 
-/// What one vCPU's thread works with.
-struct Runner<'a> {
-    vcpu: &'a Vcpu,
-    control: &'a Control,
-    ports: &'a Ports,
-    debugger: Debugger,
-    /// KVM completes the guest's device access at the next entry; until then registers are of the time before it.
-    io_pending: bool,
-}
-
-impl Runner<'_> {
-    fn run(&mut self) -> Result<(), VmError> {
-        let mut inside = false;
-        loop {
-            if !inside || self.control.needs_attention() || self.debugger.stop_requested() {
-                if self.io_pending {
-                    self.complete_io(&mut self.vcpu.lock())?;
-                }
-                self.control.leave_guest(self.vcpu.index);
-                if !self.debugger.wait() || !self.control.enter_guest(self.vcpu.index) {
-                    return Ok(());
-                }
-                inside = true;
-            }
-
-            let mut fd = self.vcpu.lock();
-            fd.set_kvm_immediate_exit(0);
-            // The signal handler runs on this thread: clear first, look second, enter last (see kick.rs).
-            compiler_fence(Ordering::SeqCst);
-            if self.control.needs_attention() || !self.debugger.before_run(&fd)? {
-                continue;
-            }
-            self.io_pending = false;
-            self.enter(&mut fd)?;
-            if self.io_pending && self.debugger.needs_io_completion() {
-                self.complete_io(&mut fd)?;
-            }
+    /// The inverse, on a vCPU that was made with the same features. Memory has its contents, and tables for PAE paging are
+    /// read from there.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::State`] with the registers that this host can't have so, [`VmError::Os`].
+    pub fn set_state(&self, state: &VcpuState) -> Result<(), VmError> {
+        let refused = write(&self.lock(), &self.parts.kept, state).map_err(|error| self.refusal(error))?;
+        match refused.first() {
+            None => Ok(()),
+            Some(MsrState { index, value }) => Err(VmError::State {
+                field: format!("vcpus[{}].msrs, index {index:#x}", self.index()),
+                value: format!("{value:#x}"),
+                acceptable: "what KVM lets an MSR be on this host".to_owned(),
+            }),
         }
     }
 
-    /// Runs guest code until there is something to do.
-    fn enter(&mut self, fd: &mut VcpuFd) -> Result<(), VmError> {
-        match fd.run() {
-            Ok(VcpuExit::IoIn(port, data)) => {
-                self.ports.read(port, data);
-                self.io_pending = true;
-            }
-            Ok(VcpuExit::IoOut(port, data)) => {
-                let request = self.ports.write(port, data);
-                self.io_pending = true;
-                request.into_iter().for_each(|request| self.control.request(request));
-            }
-            // A PC's kernel looks for devices that are not there.
-            Ok(VcpuExit::MmioRead(_, data)) => {
-                data.fill(0xff);
-                self.io_pending = true;
-            }
-            Ok(VcpuExit::MmioWrite(..)) => self.io_pending = true,
-            Ok(VcpuExit::Debug(exit)) => self.debugger.on_debug_exit(fd, exit)?,
-            // A triple fault.
-            Ok(VcpuExit::Shutdown) => self.control.request(Request::Reset),
-            Ok(VcpuExit::Intr) => {}
-            Ok(exit) => return Err(self.failure(format!("KVM_RUN ended with {exit:?}, which is not handled"))),
-            Err(error) => match error.errno() {
-                libc::EINTR | libc::EAGAIN => {}
-                _ => return Err(self.failure(format!("KVM_RUN failed: {error}"))),
+    fn refusal(&self, error: WriteError) -> VmError {
+        match error {
+            WriteError::Kvm { part, source } => VmError::State {
+                field: format!("vcpus[{}].{part}", self.index()),
+                value: "refused by KVM".to_owned(),
+                acceptable: format!("what a vCPU can have on this host ({source})"),
             },
+            WriteError::Other(error) => error,
         }
-        Ok(())
-    }
-
-    /// Ends the guest's device access: KVM finishes that instruction at the next KVM_RUN, and with `immediate_exit`
-    /// set it executes no other one.
-    fn complete_io(&mut self, fd: &mut VcpuFd) -> Result<(), VmError> {
-        self.io_pending = false;
-        fd.set_kvm_immediate_exit(1);
-        match fd.run() {
-            Err(error) if error.errno() == libc::EINTR => self.debugger.after_io(fd),
-            // The access may have been the instruction of a step.
-            Ok(VcpuExit::Debug(exit)) => self.debugger.on_debug_exit(fd, exit),
-            Ok(exit) => Err(self.failure(format!("KVM_RUN ended with {exit:?} where only EINTR is possible"))),
-            Err(error) => Err(self.failure(format!("KVM_RUN failed: {error}"))),
-        }
-    }
-
-    fn failure(&self, reason: String) -> VmError {
-        VmError::Vcpu { vcpu: self.vcpu.index, reason }
     }
 }
 
-/// Tells the VM when a vCPU thread is gone, panicked or not.
-struct Leave<'a> {
-    control: &'a Control,
-    vcpu: u32,
+/// A part of a vCPU's state that KVM does not take.
+enum WriteError {
+    Kvm { part: &'static str, source: errno::Error },
+    Other(VmError),
 }
 
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let reason = "its thread panicked".to_owned();
-            self.control.request(Request::Fail(VmError::Vcpu { vcpu: self.vcpu, reason }));
-        }
-        self.control.leave_guest(self.vcpu);
+fn refused(part: &'static str) -> impl FnOnce(errno::Error) -> WriteError {
+    move |source| WriteError::Kvm { part, source }
+}
+
+fn read(fd: &VcpuFd, kept: &Kept) -> Result<VcpuState, VmError> {
+    // First: KVM has the local APIC take an INIT or SIPI that waits, and both are changed by it.
+    let mp_state = fd.get_mp_state().map_err(kvm_error("KVM_GET_MP_STATE"))?.mp_state;
+    let xsave = fd.get_xsave().map_err(kvm_error("KVM_GET_XSAVE"))?;
+    let lapic = fd.get_lapic().map_err(kvm_error("KVM_GET_LAPIC"))?;
+    let xcrs = if kept.xcrs { convert::xcrs(&fd.get_xcrs().map_err(kvm_error("KVM_GET_XCRS"))?) } else { Vec::new() };
+    Ok(VcpuState {
+        mp_state,
+        regs: fd.get_regs().map_err(kvm_error("KVM_GET_REGS"))?.into(),
+        sregs: fd.get_sregs().map_err(kvm_error("KVM_GET_SREGS"))?.into(),
+        debug_regs: fd.get_debug_regs().map_err(kvm_error("KVM_GET_DEBUGREGS"))?.into(),
+        xcrs,
+        xsave: xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect(),
+        lapic: lapic.regs.iter().map(|byte| byte.cast_unsigned()).collect(),
+        msrs: msrs::read(fd, &kept.msrs)?,
+        events: fd.get_vcpu_events().map_err(kvm_error("KVM_GET_VCPU_EVENTS"))?.into(),
+    })
+}
+
+/// Answers the MSRs that can't have the values that they have in it.
+///
+/// The order is one of dependencies (kernel: arch/x86/kvm/x86.c and lapic.c). The system registers have the APIC's base, which
+/// decides about the layout of its registers; its timer must be in deadline mode before the deadline, an MSR, is set. Writing the
+/// integer registers forgets an exception that waits, and the system registers may start the vCPU, so that events and
+/// the run state come last.
+fn write<'a>(fd: &VcpuFd, kept: &Kept, state: &'a VcpuState) -> Result<Vec<&'a MsrState>, WriteError> {
+    fd.set_sregs(&state.sregs.into()).map_err(refused("sregs"))?;
+    fd.set_regs(&state.regs.into()).map_err(refused("regs"))?;
+    set_xsave(fd, &state.xsave).map_err(refused("xsave"))?;
+    if kept.xcrs || !state.xcrs.is_empty() {
+        fd.set_xcrs(&convert::kvm_xcrs(&state.xcrs)).map_err(refused("xcrs"))?;
     }
+    fd.set_debug_regs(&state.debug_regs.into()).map_err(refused("debug_regs"))?;
+    let mut lapic = kvm_lapic_state::default();
+    lapic.regs.iter_mut().zip(&state.lapic).for_each(|(to, from)| *to = from.cast_signed());
+    fd.set_lapic(&lapic).map_err(refused("lapic"))?;
+    let refused_msrs = msrs::write(fd, &state.msrs).map_err(WriteError::Other)?;
+    fd.set_vcpu_events(&state.events.into()).map_err(refused("events"))?;
+    fd.set_mp_state(kvm_mp_state { mp_state: state.mp_state }).map_err(refused("mp_state"))?;
+    Ok(refused_msrs)
+}
+
+#[expect(unsafe_code, reason = "KVM_SET_XSAVE has no safe call, as its length depends on what was enabled")]
+fn set_xsave(fd: &VcpuFd, bytes: &[u8]) -> Result<(), errno::Error> {
+    let mut xsave = kvm_xsave::default();
+    let words = bytes.chunks_exact(4).filter_map(|bytes| bytes.first_chunk()).map(|word| u32::from_le_bytes(*word));
+    xsave.region.iter_mut().zip(words).for_each(|(to, word)| *to = word);
+    // SAFETY: KVM reads more than a `kvm_xsave` only where the process has asked for dynamic features (AMX) with
+    // arch_prctl, which this one does not.
+    unsafe { fd.set_xsave(&xsave) }
 }
