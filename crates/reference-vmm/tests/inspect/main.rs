@@ -2,9 +2,23 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
+/// Compares with a file in tests/data, which is part of this program: it may run on another machine. With UPDATE_GOLDEN set,
+/// writes it.
+macro_rules! golden {
+    ($name:literal, $found:expr) => {{
+        let found: String = $found;
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/", $name), found).unwrap();
+        } else {
+            assert_eq!(found, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/", $name)), $name);
+        }
+    }};
+}
+
 mod client;
 mod cloud_hypervisor;
 mod parts;
+mod pc;
 mod sample;
 
 use client::{Served, console};
@@ -35,19 +49,6 @@ fn gdb(served: &Served, commands: &[&str]) -> Option<String> {
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("{text}");
     Some(text)
-}
-
-/// Compares with a file in tests/data, which is part of this program: it may run on another machine. With UPDATE_GOLDEN set,
-/// writes it.
-macro_rules! golden {
-    ($name:literal, $found:expr) => {{
-        let found: String = $found;
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/", $name), found).unwrap();
-        } else {
-            assert_eq!(found, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/", $name)), $name);
-        }
-    }};
 }
 
 fn report(session: Option<GuestDebugState>) -> Report {
