@@ -1,4 +1,4 @@
-//! What guests are made of: Debian's arm64 kernel, an initramfs, test programs.
+//! What guests are made of: Debian's kernel, an initramfs, test programs. Of which architecture, the packages know.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,15 +6,16 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::arch::Arch;
 use crate::cpio::Archive;
 use crate::packages::{Packages, Tool};
 use crate::paths;
 use crate::progress::{output_of, tail};
 
-/// Debian's arm64 cloud kernel, the same for the emulated host and for the guests in it.
+/// Debian's cloud kernel, the same for the emulated host and for the guests in it.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// The Image: uncompressed, bootable.
+    /// What is booted: an uncompressed Image on arm64, a bzImage on x86_64.
     pub image: PathBuf,
     /// Its release, as `uname -r` prints it.
     pub release: String,
@@ -25,9 +26,9 @@ pub struct Kernel {
 /// The kernel; downloaded the first time.
 ///
 /// # Errors
-/// If it cannot be downloaded, or is not an arm64 Image.
+/// If it cannot be downloaded, or is none.
 pub fn kernel(packages: &Packages) -> Result<Kernel> {
-    let directory = paths::cache().join("kernel");
+    let directory = paths::cache_of(packages.arch()).join("kernel");
     if !directory.exists() {
         let package = packages.kernel_package()?;
         paths::create_atomically(&directory, |partial| packages.unpack(&package, partial))?;
@@ -40,10 +41,13 @@ pub fn kernel(packages: &Packages) -> Result<Kernel> {
         .find(|path| release_of(path).is_some())
         .with_context(|| format!("no vmlinuz in {}", boot.display()))?;
     let release = release_of(&image).unwrap_or_default();
-    // Documentation/arch/arm64/booting.rst: the magic number is at 0x38.
-    let head = fs::read(&image)?;
-    if head.get(0x38..0x3c) != Some(b"ARM\x64") {
-        bail!("{} is not an uncompressed arm64 Image", image.display());
+    // Documentation/arch/arm64/booting.rst and Documentation/arch/x86/boot.rst in the Linux tree.
+    let (what, place, magic) = match packages.arch() {
+        Arch::Arm64 => ("an uncompressed arm64 Image", 0x38..0x3c, b"ARM\x64"),
+        Arch::X86_64 => ("a bzImage", 0x202..0x206, b"HdrS"),
+    };
+    if fs::read(&image)?.get(place) != Some(magic) {
+        bail!("{} is not {what}", image.display());
     }
     let modules = ["lib", "usr/lib"]
         .map(|lib| directory.join(lib).join("modules").join(&release))
@@ -57,12 +61,12 @@ fn release_of(image: &Path) -> Option<String> {
     Some(image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned())
 }
 
-/// Debian's static arm64 busybox; downloaded the first time.
+/// Debian's static busybox; downloaded the first time.
 ///
 /// # Errors
 /// If it cannot be downloaded.
 pub fn busybox(packages: &Packages) -> Result<PathBuf> {
-    let directory = paths::cache().join("busybox");
+    let directory = paths::cache_of(packages.arch()).join("busybox");
     if !directory.exists() {
         paths::create_atomically(&directory, |partial| packages.unpack("busybox-static", partial))?;
     }
@@ -148,20 +152,20 @@ pub fn guest_initramfs(packages: &Packages, files: &[GuestFile]) -> Result<PathB
 /// # Errors
 /// What the compiler prints.
 pub fn compile_guest_program(packages: &Packages, source: &Path, flags: &[&str]) -> Result<PathBuf> {
-    const COMPILER: &str = "aarch64-linux-gnu-gcc";
-    packages.ensure(&[Tool::CrossGcc])?;
+    let compiler = packages.arch().gnu("gcc");
+    packages.ensure(&[Tool::compiler(packages.arch())])?;
     let content = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
-    let version = output_of(Command::new(COMPILER).arg("--version"))?;
-    let key = paths::fingerprint(&[&content, flags.join("\0").as_bytes(), version.as_bytes()]);
+    let version = output_of(Command::new(&compiler).arg("--version"))?;
+    let key = paths::fingerprint(&[compiler.as_bytes(), &content, flags.join("\0").as_bytes(), version.as_bytes()]);
     let stem = source.file_stem().unwrap_or_default();
     let target = paths::cache().join("guest-programs").join(key).join(stem);
     if target.exists() {
         return Ok(target);
     }
     paths::create_atomically(&target, |partial| {
-        let mut gcc = Command::new(COMPILER);
+        let mut gcc = Command::new(&compiler);
         gcc.args(["-static", "-g", "-Wall", "-Wextra", "-Werror"]).args(flags).arg("-o").arg(partial).arg(source);
-        let output = gcc.output().with_context(|| format!("cannot start {COMPILER}"))?;
+        let output = gcc.output().with_context(|| format!("cannot start {compiler}"))?;
         if !output.status.success() {
             bail!("{} does not compile:\n{}", paths::short(source), tail(&String::from_utf8_lossy(&output.stderr)));
         }
@@ -175,13 +179,13 @@ pub fn compile_guest_program(packages: &Packages, source: &Path, flags: &[&str])
 ///
 /// # Errors
 /// If strip fails.
-pub fn without_debug_info(program: &Path) -> Result<PathBuf> {
-    const STRIP: &str = "aarch64-linux-gnu-strip";
+pub fn without_debug_info(arch: Arch, program: &Path) -> Result<PathBuf> {
     let name = program.file_name().unwrap_or_default();
     let target = paths::cache().join("stripped").join(paths::file_fingerprint(program)?).join(name);
     if !target.exists() {
         paths::create_atomically(&target, |partial| {
-            output_of(Command::new(STRIP).arg("--strip-debug").arg("-o").arg(partial).arg(program)).map(drop)
+            output_of(Command::new(arch.gnu("strip")).arg("--strip-debug").arg("-o").arg(partial).arg(program))
+                .map(drop)
         })?;
     }
     Ok(target)

@@ -14,13 +14,13 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::arch::Arch;
 use crate::context::Context;
 use crate::host::{KvmHost, command};
 use crate::packages::Tool;
 use crate::paths;
 use crate::progress::{Progress, note, tail};
 use crate::scenarios;
-use crate::toolchain::TARGET;
 use figure::{Figure, table};
 
 /// Options of `bench`.
@@ -88,13 +88,14 @@ struct Programs {
 fn build(context: &Context) -> Result<Programs> {
     let progress = Progress::start("building reference-vmm and its benchmark for arm64, optimised");
     let mut cargo = context.toolchain()?.cargo();
-    cargo.args(["build", "--quiet", "--profile", "bench", "--target", TARGET, "--package", "reference-vmm"]);
+    let target = Arch::Arm64.target();
+    cargo.args(["build", "--quiet", "--profile", "bench", "--target", target, "--package", "reference-vmm"]);
     let status = cargo.args(["--bin", "reference-vmm", "--example", "stepbench"]).status()?;
     if !status.success() {
         bail!("reference-vmm does not build for arm64");
     }
     progress.done();
-    let directory = paths::root().join("target/arm64").join(TARGET).join("release");
+    let directory = paths::root().join("target/arm64").join(target).join("release");
     Ok(Programs { stepbench: directory.join("examples/stepbench"), vmm: directory.join("reference-vmm") })
 }
 

@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use anyhow::Result;
 use clap::Args;
 
+use crate::arch::Arch;
 use crate::host::is_native;
 use crate::packages::{Packages, Tool};
 use crate::symbols;
@@ -13,18 +14,39 @@ use crate::toolchain::CrossToolchain;
 /// How the emulated host is made.
 #[derive(Args, Clone, Debug)]
 pub struct HostOptions {
-    /// CPU of the emulated host: cortex-a72 (KVM without VHE), cortex-a76 (with VHE), max (slow)
-    #[arg(long, global = true, default_value = "cortex-a72", value_name = "MODEL", help_heading = "Emulated KVM host")]
-    pub host_cpu: String,
-    /// Number of its CPUs
-    #[arg(long, global = true, default_value_t = 2, value_name = "N", help_heading = "Emulated KVM host")]
-    pub host_cpus: u32,
+    /// Architecture of guests and of the KVM host
+    #[arg(long, global = true, value_enum, default_value_t, help_heading = "KVM host")]
+    pub arch: Arch,
+    /// CPU of the emulated host. arm64: cortex-a72 (KVM without VHE, the default), cortex-a76 (with VHE), max (slow).
+    /// x86_64: EPYC,+svm
+    #[arg(long, global = true, value_name = "MODEL", help_heading = "Emulated KVM host")]
+    pub host_cpu: Option<String>,
+    /// Number of its CPUs; 2 on arm64. On x86_64 it is 1, and more of them stand still now and then
+    #[arg(long, global = true, value_name = "N", help_heading = "Emulated KVM host")]
+    pub host_cpus: Option<u32>,
     /// Its memory in MiB
     #[arg(long, global = true, default_value_t = 3072, value_name = "MIB", help_heading = "Emulated KVM host")]
     pub host_memory: u32,
-    /// Use the emulated host even where this machine is an arm64 KVM host itself
+    /// Use the emulated host even where this machine is a KVM host itself
     #[arg(long, global = true, help_heading = "Emulated KVM host")]
     pub emulated: bool,
+}
+
+impl HostOptions {
+    /// The CPU of the emulated host.
+    pub fn cpu(&self) -> &str {
+        let default = match self.arch {
+            Arch::Arm64 => "cortex-a72",
+            Arch::X86_64 => "EPYC,+svm",
+        };
+        self.host_cpu.as_deref().unwrap_or(default)
+    }
+
+    /// The number of its CPUs.
+    pub fn cpus(&self) -> u32 {
+        // With two, KVM in QEMU's SVM stands still for ever, now and then.
+        self.host_cpus.unwrap_or(if self.arch == Arch::X86_64 { 1 } else { 2 })
+    }
 }
 
 /// Packages, compiler and options, shared by all that a command does.
@@ -33,13 +55,34 @@ pub struct Context {
     pub packages: Packages,
     /// How to make the emulated host.
     pub host: HostOptions,
+    assume_yes: bool,
     toolchain: OnceCell<CrossToolchain>,
 }
 
 impl Context {
     /// `assume_yes`: install packages without asking.
     pub fn new(assume_yes: bool, host: HostOptions) -> Self {
-        Self { packages: Packages::new(assume_yes), host, toolchain: OnceCell::new() }
+        Self { assume_yes, packages: Packages::new(assume_yes, host.arch), host, toolchain: OnceCell::new() }
+    }
+
+    /// The same for hosts that are made otherwise.
+    pub fn with(&self, host: HostOptions) -> Self {
+        Self::new(self.assume_yes, host)
+    }
+
+    /// The same for an architecture, with a host as it is by itself where that is another one.
+    pub fn of(&self, arch: Arch) -> Self {
+        let host = if arch == self.arch() {
+            self.host.clone()
+        } else {
+            HostOptions { arch, host_cpu: None, host_cpus: None, ..self.host.clone() }
+        };
+        self.with(host)
+    }
+
+    /// Of guests and of the KVM host.
+    pub fn arch(&self) -> Arch {
+        self.host.arch
     }
 
     /// Makes sure of these tools, and of everything that guests on a KVM host need: all in one question, so that it is not
@@ -48,13 +91,13 @@ impl Context {
     /// # Errors
     /// As [`Packages::ensure`].
     pub fn prepare(&self, tools: &[Tool]) -> Result<()> {
-        let mut wanted = vec![Tool::CrossGcc];
+        let mut wanted = vec![Tool::compiler(self.arch())];
         wanted.extend(tools);
-        if !is_native(self) || !symbols::any_made() {
-            wanted.push(Tool::Qemu);
+        if !is_native(self) || !symbols::any_made(self.arch()) {
+            wanted.push(Tool::emulator(self.arch()));
         }
         if self.toolchain.get().is_none() {
-            match CrossToolchain::find()? {
+            match CrossToolchain::find(self.arch())? {
                 Some(found) => drop(self.toolchain.set(found)),
                 None => wanted.push(Tool::DebianRust),
             }
@@ -62,7 +105,7 @@ impl Context {
         self.packages.ensure(&wanted)
     }
 
-    /// The compiler for arm64; looked for at the first call.
+    /// The compiler for the architecture; looked for at the first call.
     ///
     /// # Errors
     /// If there is none and none can be had.

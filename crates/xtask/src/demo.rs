@@ -90,7 +90,7 @@ pub(crate) fn heartbeat(context: &Context) -> Result<PathBuf> {
 
 /// A guest that runs it.
 pub(crate) fn boot(context: &Context, host: &KvmHost, vmm: &str, program: &Path) -> Result<Guest> {
-    let init = GuestFile::program("/init", &without_debug_info(program)?)?;
+    let init = GuestFile::program("/init", &without_debug_info(context.arch(), program)?)?;
     let initrd = guest_initramfs(&context.packages, &[init])?;
     let progress = Progress::start("booting Debian's arm64 kernel as a guest");
     let guest = vmm::start(

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arch;
 #[allow(dead_code, reason = "in part only for demo, scenarios and bench")]
 mod assets;
 mod bench;
@@ -31,9 +32,10 @@ mod x86_64;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
+use arch::Arch;
 use context::{Context, HostOptions};
 
 /// Commands of the guest-debug repository.
@@ -53,7 +55,7 @@ struct Cli {
 enum Task {
     /// Boot a Linux guest, attach gdb to it and show what the debugger can do
     Demo(demo::DemoOptions),
-    /// Check everything: format, lints, tests here, tests and scenarios on the arm64 KVM host
+    /// Check everything: format, lints, tests here, tests and scenarios on KVM hosts
     Test(test::TestOptions),
     /// Start a Linux guest and print the line that attaches gdb to it
     Run(run::RunOptions),
@@ -76,13 +78,28 @@ enum Task {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let context = Context::new(cli.yes, cli.host);
-    match run(&context, cli.task) {
+    match possible(context.arch(), &cli.task).and_then(|()| run(&context, cli.task)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Refuses what there is not.
+fn possible(arch: Arch, task: &Task) -> Result<()> {
+    if arch == Arch::Arm64 {
+        return Ok(());
+    }
+    ensure!(arch.is_here(), "--arch {} is for machines of that architecture", arch.name());
+    let other = match task {
+        Task::Test(_) => "test, which tests both",
+        Task::Bench(_) => "bench",
+        Task::Runner(_) | Task::Env => "cargo's runner, whose counterpart is x86-runner",
+        _ => return Ok(()),
+    };
+    bail!("--arch {} is not for {other}", arch.name())
 }
 
 fn run(context: &Context, task: Task) -> Result<ExitCode> {
@@ -93,7 +110,7 @@ fn run(context: &Context, task: Task) -> Result<ExitCode> {
         Task::Scenarios(options) => scenarios::main(context, &options),
         Task::Bench(options) => bench::bench(context, &options),
         Task::Runner(options) => runner::runner(context, options),
-        Task::X86Runner(options) => x86_64::runner(context, &options),
+        Task::X86Runner(options) => x86_64::runner(&context.of(Arch::X86_64), &options),
         Task::Env => runner::env(context),
         Task::Symbols => {
             println!("{}", symbols::kernel_symbols(context, None)?.display());

@@ -7,6 +7,8 @@ use std::{fs, process};
 
 use anyhow::{Context as _, Result};
 
+use crate::arch::Arch;
+
 /// The workspace's directory.
 pub fn root() -> &'static Path {
     // crates/xtask, two levels down; known when this was compiled, because a runner is started from anywhere.
@@ -17,6 +19,14 @@ pub fn root() -> &'static Path {
 /// Directory of everything that is downloaded or made for the KVM host and its guests.
 pub fn cache() -> PathBuf {
     root().join("target/kvm-host")
+}
+
+/// The part of it that is for one architecture.
+pub fn cache_of(arch: Arch) -> PathBuf {
+    match arch {
+        Arch::Arm64 => cache(),
+        Arch::X86_64 => cache().join(arch.name()),
+    }
 }
 
 /// `path` from the workspace's directory, for messages.

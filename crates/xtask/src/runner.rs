@@ -9,9 +9,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
+use crate::arch::Arch;
 use crate::context::Context;
 use crate::host::{HostCommand, KvmHost, command};
-use crate::toolchain::TARGET;
 
 /// Variables that a program on the host gets from here, by the beginning of their names.
 const PASSED_ON: [&str; 4] = ["RUST_BACKTRACE", "RUST_LOG", "PROPTEST_", "GUEST_DEBUG_"];
@@ -78,7 +78,10 @@ pub fn runner_variable() -> Result<(String, String)> {
     if path.contains(char::is_whitespace) {
         bail!("{path} contains a blank, which cargo's runner cannot have");
     }
-    Ok((format!("CARGO_TARGET_{}_RUNNER", TARGET.replace('-', "_").to_uppercase()), format!("{path} runner")))
+    Ok((
+        format!("CARGO_TARGET_{}_RUNNER", Arch::Arm64.target().replace('-', "_").to_uppercase()),
+        format!("{path} runner"),
+    ))
 }
 
 fn passed_on(host: &KvmHost) -> Result<Vec<(String, String)>> {

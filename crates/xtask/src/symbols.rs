@@ -3,14 +3,15 @@
 //! Debian's System.map is a stub and its debug package is 262 MB. But a running kernel lists its symbols in
 //! /proc/kallsyms, and the emulated host runs the very kernel that the guests run, without KASLR as they do. So the
 //! file is made from that list, once for each kernel. It needs no foreign tool and knows nothing of the kernel's
-//! compressed symbol table, whose layout changes from release to release; a machine that is an arm64 host itself
-//! boots the emulated one for this, once.
+//! compressed symbol table, whose layout changes from release to release; a machine that is a KVM host itself boots the
+//! emulated one for this, once.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
+use crate::arch::Arch;
 use crate::assets;
 use crate::context::Context;
 use crate::host::KvmHost;
@@ -22,7 +23,7 @@ use crate::paths;
 /// If the emulated host does not boot, or lists no symbols.
 pub fn kernel_symbols(context: &Context, host: Option<&KvmHost>) -> Result<PathBuf> {
     let kernel = assets::kernel(&context.packages)?;
-    let path = directory().join(format!("vmlinux-{}", kernel.release));
+    let path = directory(context.arch()).join(format!("vmlinux-{}", kernel.release));
     if path.exists() {
         return Ok(path);
     }
@@ -34,17 +35,17 @@ pub fn kernel_symbols(context: &Context, host: Option<&KvmHost>) -> Result<PathB
     if !symbols.iter().any(|symbol| symbol.name == "start_kernel") {
         bail!("{KALLSYMS} of the emulated host has no start_kernel among its {} symbols", symbols.len());
     }
-    paths::create_atomically(&path, |partial| Ok(fs::write(partial, elf(&symbols))?))?;
+    paths::create_atomically(&path, |partial| Ok(fs::write(partial, elf(context.arch().elf_machine(), &symbols))?))?;
     Ok(path)
 }
 
 /// Whether symbols have been made before, so that the emulated host is not needed for them.
-pub fn any_made() -> bool {
-    fs::read_dir(directory()).is_ok_and(|mut entries| entries.next().is_some())
+pub fn any_made(arch: Arch) -> bool {
+    fs::read_dir(directory(arch)).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-fn directory() -> PathBuf {
-    paths::cache().join("symbols")
+fn directory(arch: Arch) -> PathBuf {
+    paths::cache_of(arch).join("symbols")
 }
 
 const KALLSYMS: &str = "/proc/kallsyms";
@@ -78,7 +79,7 @@ fn parse(list: &str) -> Vec<Symbol> {
 /// An executable with one section of code that has addresses but no content (debuggers read the guest's memory), and a
 /// symbol table. The few structures are written by hand, as elf(5) has them: they have not changed in decades, and a
 /// library for them would be larger than all of this.
-fn elf(symbols: &[Symbol]) -> Vec<u8> {
+fn elf(machine: u16, symbols: &[Symbol]) -> Vec<u8> {
     const HEADER: u64 = 64;
     const PROGRAM_HEADER: u64 = 56;
     const SYMBOL: u64 = 24;
@@ -115,7 +116,7 @@ fn elf(symbols: &[Symbol]) -> Vec<u8> {
     let entry = symbols.iter().find(|symbol| symbol.name == "_text").map_or(start, |symbol| symbol.address);
 
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    put16(&mut file, &[2, 183]); // ET_EXEC, EM_AARCH64
+    put16(&mut file, &[2, machine]); // ET_EXEC
     put32(&mut file, &[1]);
     put64(&mut file, &[entry, HEADER, sections]);
     put32(&mut file, &[0]);
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn symbols_reach_to_the_next_one_and_tables_are_where_the_headers_say() {
-        let file = elf(&parse(LIST));
+        let file = elf(183, &parse(LIST));
         let u64_at = |offset: usize| u64::from_le_bytes(file[offset..offset + 8].try_into().unwrap());
         let u32_at = |offset: usize| u32::from_le_bytes(file[offset..offset + 4].try_into().unwrap());
         assert_eq!(u64_at(24), 0xffff_8000_0800_0000);

@@ -1,4 +1,4 @@
-//! A Rust compiler that makes arm64 programs, wherever it comes from.
+//! A Rust compiler that makes programs for the KVM host, wherever it comes from.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,20 +8,19 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::arch::Arch;
 use crate::packages::{DEBIAN_RUSTC, Packages, Tool, on_path};
 use crate::paths;
 use crate::progress::{Progress, note, output_of};
 use crate::rust_version::{RUST_VERSION, RustVersion};
 
-/// The target triple.
-pub const TARGET: &str = "aarch64-unknown-linux-gnu";
-
 /// Names a rustc to use for arm64, instead of looking for one.
 const OVERRIDE: &str = "XTASK_RUSTC";
 
-/// The cross compiler that was found.
+/// The compiler that was found.
 #[derive(Clone, Debug)]
 pub struct CrossToolchain {
+    arch: Arch,
     /// `None`: the rustc that cargo uses anyway.
     rustc: Option<PathBuf>,
 }
@@ -32,11 +31,12 @@ impl CrossToolchain {
     /// # Errors
     /// If that does not work either.
     pub fn get(packages: &Packages) -> Result<Self> {
-        if let Some(found) = Self::find()? {
+        let arch = packages.arch();
+        if let Some(found) = Self::find(arch)? {
             return Ok(found);
         }
         packages.ensure(&[Tool::DebianRust])?;
-        let debian = Self { rustc: Some(DEBIAN_RUSTC.into()) };
+        let debian = Self { arch, rustc: Some(DEBIAN_RUSTC.into()) };
         debian.compiles().context("Debian's rustc does not work with Debian's arm64 standard library")?;
         Ok(debian)
     }
@@ -46,20 +46,23 @@ impl CrossToolchain {
     ///
     /// # Errors
     /// If the user names a rustc, and that does not work.
-    pub fn find() -> Result<Option<Self>> {
-        if let Some(rustc) = env::var_os(OVERRIDE) {
-            let found = Self { rustc: Some(rustc.into()) };
+    pub fn find(arch: Arch) -> Result<Option<Self>> {
+        if let Some(rustc) = env::var_os(OVERRIDE).filter(|_| arch == Arch::Arm64) {
+            let found = Self { arch, rustc: Some(rustc.into()) };
             return found.check().map(|()| Some(found)).with_context(|| format!("the rustc of {OVERRIDE}"));
         }
-        let own = Self { rustc: None };
+        let own = Self { arch, rustc: None };
         if own.has_target() && own.compiles().is_ok() {
             return Ok(Some(own));
         }
-        let debian = Self { rustc: Some(DEBIAN_RUSTC.into()) };
+        if arch != Arch::Arm64 {
+            bail!("the Rust compiler makes no programs for {}, which is this machine", arch.target());
+        }
+        let debian = Self { arch, rustc: Some(DEBIAN_RUSTC.into()) };
         if Tool::DebianRust.present() && debian.compiles().is_ok() {
             return Ok(Some(debian));
         }
-        if on_path("rustup") && add_with_rustup() && own.compiles().is_ok() {
+        if on_path("rustup") && add_with_rustup(arch.target()) && own.compiles().is_ok() {
             return Ok(Some(own));
         }
         if let Some(version) = RustVersion::of(DEBIAN_RUSTC.as_ref()).filter(|version| !version.is_enough()) {
@@ -68,7 +71,7 @@ impl CrossToolchain {
         Ok(None)
     }
 
-    /// Whether clippy works for arm64: it reads only the standard library of its own version of rustc.
+    /// Whether clippy works: it reads only the standard library of its own version of rustc.
     pub fn has_clippy(&self) -> bool {
         self.rustc.is_none()
     }
@@ -87,12 +90,12 @@ impl CrossToolchain {
         }
         // The emulated host has no C library.
         flags.push("-C target-feature=+crt-static");
-        let variable = TARGET.replace('-', "_").to_uppercase();
+        let variable = self.arch.target().replace('-', "_").to_uppercase();
         let mut variables = vec![
-            ("CARGO_TARGET_DIR".to_owned(), paths::root().join("target/arm64").into()),
+            ("CARGO_TARGET_DIR".to_owned(), self.directory().into()),
             // Programs that are emulated gain far more than their compilation costs: property tests are 10 times as fast.
             ("CARGO_PROFILE_DEV_OPT_LEVEL".to_owned(), "1".into()),
-            (format!("CARGO_TARGET_{variable}_LINKER"), "aarch64-linux-gnu-gcc".into()),
+            (format!("CARGO_TARGET_{variable}_LINKER"), self.arch.gnu("gcc").into()),
             (format!("CARGO_TARGET_{variable}_RUSTFLAGS"), flags),
         ];
         if let Some(rustc) = &self.rustc {
@@ -109,22 +112,27 @@ impl CrossToolchain {
         command
     }
 
-    /// Builds a binary of the workspace for arm64 and returns its path.
+    /// Builds a binary of the workspace and returns its path.
     ///
     /// # Errors
     /// If it does not build; cargo has printed why.
     pub fn build(&self, package: &str) -> Result<PathBuf> {
         let status = self
             .cargo()
-            .args(["build", "--quiet", "--target", TARGET, "--package", package, "--bin", package])
+            .args(["build", "--quiet", "--target", self.arch.target(), "--package", package, "--bin", package])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .status()
             .context("cannot start cargo")?;
         if !status.success() {
-            bail!("{package} does not build for arm64");
+            bail!("{package} does not build for {}", self.arch.name());
         }
-        Ok(paths::root().join("target/arm64").join(TARGET).join("debug").join(package))
+        Ok(self.directory().join(self.arch.target()).join("debug").join(package))
+    }
+
+    /// Where cargo builds.
+    fn directory(&self) -> PathBuf {
+        paths::root().join("target").join(self.arch.name())
     }
 
     fn rustc(&self) -> Command {
@@ -135,7 +143,7 @@ impl CrossToolchain {
     }
 
     fn has_target(&self) -> bool {
-        output_of(self.rustc().args(["--print", "target-libdir", "--target", TARGET]))
+        output_of(self.rustc().args(["--print", "target-libdir", "--target", self.arch.target()]))
             .is_ok_and(|directory| Path::new(directory.trim()).exists())
     }
 
@@ -152,7 +160,7 @@ impl CrossToolchain {
         let directory = paths::cache().join(format!("probe-{}", std::process::id()));
         std::fs::create_dir_all(&directory)?;
         let mut rustc = self.rustc();
-        rustc.args(["--target", TARGET, "--crate-name", "probe", "--emit", "metadata", "--out-dir"]);
+        rustc.args(["--target", self.arch.target(), "--crate-name", "probe", "--emit", "metadata", "--out-dir"]);
         rustc.arg(&directory).arg("-").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = rustc.spawn().context("cannot start rustc")?;
         if let Some(mut stdin) = child.stdin.take() {
@@ -161,7 +169,7 @@ impl CrossToolchain {
         let output = child.wait_with_output()?;
         paths::remove(&directory)?;
         if !output.status.success() {
-            bail!("cannot compile for {TARGET}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!("cannot compile for {}: {}", self.arch.target(), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(())
     }
@@ -174,15 +182,15 @@ pub fn cargo() -> Command {
     command
 }
 
-fn add_with_rustup() -> bool {
-    let progress = Progress::start(format!("rustup target add {TARGET}"));
-    match output_of(Command::new("rustup").args(["target", "add", TARGET])) {
+fn add_with_rustup(target: &str) -> bool {
+    let progress = Progress::start(format!("rustup target add {target}"));
+    match output_of(Command::new("rustup").args(["target", "add", target])) {
         Ok(_) => {
             progress.done();
             true
         }
         Err(error) => {
-            note(format!("rustup cannot add {TARGET}, so Debian's compiler is used: {error:#}"));
+            note(format!("rustup cannot add {target}, so Debian's compiler is used: {error:#}"));
             false
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use crate::arch::Arch;
 use crate::assets::{self, Kernel, without_debug_info};
 use crate::context::Context;
 use crate::cpio::Archive;
@@ -13,8 +14,13 @@ use crate::modules::load_order;
 /// Port on which the agent listens inside.
 pub(super) const AGENT_PORT: u16 = 5555;
 
-/// Modules for the network card and the upload disk.
-const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_blk"];
+/// Modules for the network card and the upload disk, and KVM where it is one.
+const fn modules(arch: Arch) -> &'static [&'static str] {
+    match arch {
+        Arch::Arm64 => &["virtio_pci", "virtio_net", "virtio_blk"],
+        Arch::X86_64 => &["virtio_pci", "virtio_net", "virtio_blk", "kvm_amd"],
+    }
+}
 
 /// Addresses are those of QEMU's user network; there is nothing else on it.
 const INIT: &str = r"#!/bin/busybox sh
@@ -46,7 +52,7 @@ pub(super) fn write(context: &Context, kernel: &Kernel, token: &str, path: &Path
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
 
-    let agent = without_debug_info(&context.toolchain()?.build("kvm-agent")?)?;
+    let agent = without_debug_info(context.arch(), &context.toolchain()?.build("kvm-agent")?)?;
     let mut archive = Archive::new();
     archive.character_device("dev/console", 0o600, 5, 1);
     archive.file("init", 0o755, INIT.replace("PORT", &AGENT_PORT.to_string()).as_bytes());
@@ -55,7 +61,7 @@ pub(super) fn write(context: &Context, kernel: &Kernel, token: &str, path: &Path
     archive.link("bin/sh", "busybox");
     archive.file("bin/kvm-agent", 0o755, &fs::read(agent)?);
     let mut order = String::new();
-    for module in load_order(&kernel.modules, &MODULES)? {
+    for module in load_order(&kernel.modules, modules(context.arch()))? {
         let name = format!("{}.ko", module.name);
         archive.file(&format!("modules/{name}"), 0o644, &module.content);
         order.push_str(&name);

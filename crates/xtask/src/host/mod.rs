@@ -1,4 +1,4 @@
-//! The arm64 KVM host: this machine where it is one, or else an emulated one.
+//! The KVM host: this machine where it is one of the architecture, or else an emulated one.
 //!
 //! Both are driven by the same agent (see the `kvm-agent` crate): in the emulated host over a forwarded port, on this
 //! machine on a thread of this process. What differs is only how the agent is started and whether files need uploading.
@@ -24,6 +24,7 @@ pub use client::Output;
 pub use forward::Forward;
 pub use process::{HostInput, HostProcess};
 
+use crate::arch::Arch;
 use crate::assets::without_debug_info;
 use crate::context::Context;
 use crate::paths;
@@ -43,8 +44,9 @@ pub fn command<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> HostComman
     HostCommand { argv: argv.into_iter().map(Into::into).collect(), ..HostCommand::default() }
 }
 
-/// An arm64 KVM host that answers. Dropped, it and everything in it ends.
+/// A KVM host that answers. Dropped, it and everything in it ends.
 pub struct KvmHost {
+    arch: Arch,
     client: Client,
     machine: Machine,
     /// Where uploads and sockets go, inside the host.
@@ -61,16 +63,16 @@ enum Machine {
 }
 
 impl KvmHost {
-    /// The host that the environment names, this machine if it is an arm64 KVM host, or else an emulated one.
+    /// The host that the environment names, this machine if it is a KVM host, or else an emulated one.
     ///
     /// # Errors
     /// If something is missing that cannot be had, or the emulated host does not boot; the message has the end of its
     /// console then.
     pub fn start(context: &Context) -> Result<Self> {
         if let Ok(value) = env::var(HOST_VARIABLE) {
-            return Self::borrow(&value).with_context(|| format!("{HOST_VARIABLE}={value}"));
+            return Self::borrow(context.arch(), &value).with_context(|| format!("{HOST_VARIABLE}={value}"));
         }
-        if is_native(context) { Self::start_native() } else { Self::start_emulated(context) }
+        if is_native(context) { Self::start_native(context.arch()) } else { Self::start_emulated(context) }
     }
 
     /// An emulated host, whatever this machine is.
@@ -79,7 +81,8 @@ impl KvmHost {
     /// As [`KvmHost::start`].
     pub fn start_emulated(context: &Context) -> Result<Self> {
         let (qemu, client, disk) = Qemu::boot(context)?;
-        let host = Self { client, machine: Machine::Emulated { disk, _qemu: qemu }, directory: "/tmp/host".to_owned() };
+        let machine = Machine::Emulated { disk, _qemu: qemu };
+        let host = Self { arch: context.arch(), client, machine, directory: "/tmp/host".to_owned() };
         let check = host.output(&command(["sh", "-c", "[ -c /dev/kvm ] || { dmesg | grep -i kvm; exit 1; }"]))?;
         if !check.exit.success() {
             bail!("the emulated host has no /dev/kvm; its kernel says:\n{}", check.stdout_text());
@@ -87,7 +90,11 @@ impl KvmHost {
         Ok(host)
     }
 
-    fn start_native() -> Result<Self> {
+    /// This machine, whatever it can do.
+    ///
+    /// # Errors
+    /// If its agent has no port to listen on.
+    pub fn start_native(arch: Arch) -> Result<Self> {
         static NATIVE_HOSTS: AtomicU32 = AtomicU32::new(0);
         let directory = paths::cache().join(format!(
             "native-{}-{}",
@@ -100,10 +107,10 @@ impl KvmHost {
         let client = Client::new(listener.local_addr()?, token.clone());
         thread::spawn(move || kvm_agent::serve(&listener, ServerConfig { token, commands_die_with_agent: true }));
         let text = directory.display().to_string();
-        Ok(Self { client, machine: Machine::Native { directory }, directory: text })
+        Ok(Self { arch, client, machine: Machine::Native { directory }, directory: text })
     }
 
-    fn borrow(value: &str) -> Result<Self> {
+    fn borrow(arch: Arch, value: &str) -> Result<Self> {
         let fields: Vec<_> = value.splitn(4, ',').collect();
         let [address, token, directory, disk] = fields[..] else {
             bail!("not of the form address,token,directory,disk");
@@ -112,7 +119,7 @@ impl KvmHost {
         client.ping().context("the host of the surrounding command does not answer")?;
         let disk = (!disk.is_empty()).then(|| UploadDisk::open(Path::new(disk)));
         let machine = Machine::Borrowed { disk };
-        Ok(Self { client, machine, directory: directory.to_owned() })
+        Ok(Self { arch, client, machine, directory: directory.to_owned() })
     }
 
     /// Value of [`HOST_VARIABLE`] that lets a child process use this host.
@@ -164,7 +171,7 @@ impl KvmHost {
     /// # Errors
     /// As [`KvmHost::upload`].
     pub fn upload_program(&self, local: &Path) -> Result<String> {
-        if self.is_emulated() { self.upload(&without_debug_info(local)?) } else { self.upload(local) }
+        if self.is_emulated() { self.upload(&without_debug_info(self.arch, local)?) } else { self.upload(local) }
     }
 
     /// Content of a file of the host, also of files that have no size, as in /proc.
@@ -220,7 +227,11 @@ impl KvmHost {
     /// # Errors
     /// If it does not answer.
     pub fn describe(&self) -> Result<String> {
-        let kind = if self.is_emulated() { "emulated arm64 KVM host" } else { "this machine" };
+        let kind = match (self.is_emulated(), self.arch) {
+            (true, Arch::Arm64) => "emulated arm64 KVM host",
+            (true, Arch::X86_64) => "emulated x86_64 KVM host, QEMU's SVM",
+            (false, _) => "this machine",
+        };
         let uname = self.output(&command(["uname", "-rm"]))?;
         Ok(format!("{kind}, Linux {}", uname.stdout_text().trim()))
     }
@@ -238,7 +249,7 @@ impl Drop for KvmHost {
 
 /// Whether everything runs on this machine itself.
 pub fn is_native(context: &Context) -> bool {
-    cfg!(target_arch = "aarch64")
+    context.arch().is_here()
         && !context.host.emulated
         && File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use super::client::Client;
 use super::disk::UploadDisk;
 use super::{image, new_token};
+use crate::arch::Arch;
 use crate::assets::{self, Kernel};
 use crate::context::{Context, HostOptions};
 use crate::packages::{Tool, on_path};
@@ -41,7 +42,7 @@ impl Qemu {
     /// # Errors
     /// If something is missing, or the agent does not answer in time; with the end of the console.
     pub(super) fn boot(context: &Context) -> Result<(Self, Client, UploadDisk)> {
-        context.prepare(&[Tool::Qemu])?;
+        context.prepare(&[Tool::emulator(context.arch())])?;
         let kernel = assets::kernel(&context.packages)?;
         let options = &context.host;
         let directory = run_directory()?;
@@ -51,8 +52,10 @@ impl Qemu {
         image::write(context, &kernel, &token, &initrd)?;
 
         let progress = Progress::start(format!(
-            "booting the emulated arm64 KVM host ({}, {} CPUs)",
-            options.host_cpu, options.host_cpus
+            "booting the emulated {} KVM host ({}, {} CPUs)",
+            options.arch.name(),
+            options.cpu(),
+            options.cpus()
         ));
         let mut attempt = 1;
         loop {
@@ -126,16 +129,20 @@ fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &Upload
     let log = File::create(directory.join("qemu.log"))?;
     // The kernel ends QEMU with us, however we die. (It goes by the thread that starts it, so the host has to be booted
     // on a thread that lives as long as it does.)
+    let (program, machine, console) = match options.arch {
+        Arch::Arm64 => ("qemu-system-aarch64", "virt,virtualization=on,gic-version=3", "console=ttyAMA0"),
+        Arch::X86_64 => ("qemu-system-x86_64", "q35", "console=ttyS0 mitigations=off"),
+    };
     let mut command = if on_path("setpriv") {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "qemu-system-aarch64"]);
+        command.args(["--pdeathsig", "KILL", "--", program]);
         command
     } else {
-        Command::new("qemu-system-aarch64")
+        Command::new(program)
     };
     command
-        .args(["-M", "virt,virtualization=on,gic-version=3", "-cpu", &cpu(&options.host_cpu)])
-        .args(["-smp", &options.host_cpus.to_string(), "-m", &format!("{}M", options.host_memory)])
+        .args(["-M", machine, "-cpu", &cpu(options.cpu())])
+        .args(["-smp", &options.cpus().to_string(), "-m", &format!("{}M", options.host_memory)])
         .args(["-accel", "tcg,thread=multi,tb-size=256"])
         .args(["-display", "none", "-monitor", "none", "-no-reboot"])
         .arg("-serial")
@@ -151,11 +158,12 @@ fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &Upload
         .arg(&kernel.image)
         .arg("-initrd")
         .arg(directory.join("initramfs"))
-        .args(["-append", "console=ttyAMA0 quiet nokaslr panic=-1"])
+        .arg("-append")
+        .arg(format!("{console} quiet nokaslr panic=-1"))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    command.spawn().context("cannot start qemu-system-aarch64")
+    command.spawn().with_context(|| format!("cannot start {program}"))
 }
 
 /// `max` computes pointer authentication codes as the architecture's own algorithm, unless told not to: very slowly.

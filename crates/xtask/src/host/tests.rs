@@ -11,7 +11,7 @@ use super::*;
 
 #[test]
 fn a_process_is_watched_signalled_and_ended() {
-    let host = KvmHost::start_native().unwrap();
+    let host = KvmHost::start_native(Arch::Arm64).unwrap();
     let script = "trap 'echo bye; exit 5' TERM; echo one; echo two; while :; do sleep 0.05; done";
     let process = host.spawn(&command(["sh", "-c", script])).unwrap();
     let after = process.wait_for("one", 0, Duration::from_secs(10)).unwrap();
@@ -27,7 +27,7 @@ fn a_process_is_watched_signalled_and_ended() {
 
 #[test]
 fn a_forward_carries_several_connections_one_after_the_other() {
-    let host = KvmHost::start_native().unwrap();
+    let host = KvmHost::start_native(Arch::Arm64).unwrap();
     let path = host.path("echo.sock");
     let listener = UnixListener::bind(&path).unwrap();
     thread::spawn(move || {
@@ -51,25 +51,25 @@ fn a_forward_carries_several_connections_one_after_the_other() {
 
 #[test]
 fn a_host_can_be_lent_to_another_process() {
-    let host = KvmHost::start_native().unwrap();
-    let borrowed = KvmHost::borrow(&host.lend()).unwrap();
+    let host = KvmHost::start_native(Arch::Arm64).unwrap();
+    let borrowed = KvmHost::borrow(Arch::Arm64, &host.lend()).unwrap();
     assert!(!borrowed.is_emulated());
     let output = borrowed.output(&command(["echo", "hello"])).unwrap();
     assert_eq!((output.stdout_text().as_str(), output.exit), ("hello\n", Exit::Code(0)));
-    assert!(KvmHost::borrow("127.0.0.1:1,wrong,/tmp,").is_err());
-    assert!(KvmHost::borrow("nonsense").is_err());
+    assert!(KvmHost::borrow(Arch::Arm64, "127.0.0.1:1,wrong,/tmp,").is_err());
+    assert!(KvmHost::borrow(Arch::Arm64, "nonsense").is_err());
 }
 
 #[test]
 fn files_that_have_no_size_are_read_to_their_end() {
-    let host = KvmHost::start_native().unwrap();
+    let host = KvmHost::start_native(Arch::Arm64).unwrap();
     assert!(host.download("/proc/self/status").unwrap().starts_with(b"Name:"));
     assert!(host.download("/no/such/file").is_err());
 }
 
 #[test]
 fn a_command_that_hangs_is_given_up() {
-    let mut host = KvmHost::start_native().unwrap();
+    let mut host = KvmHost::start_native(Arch::Arm64).unwrap();
     host.client.silence = Duration::from_secs(1);
     let hangs = command(["sh", "-c", "echo $$; sleep 1000"]);
     for error in [host.output(&hangs).unwrap_err(), host.run(&hangs).unwrap_err()] {

@@ -1,4 +1,4 @@
-//! What is needed from Debian: tools, which are installed, and arm64 packages, which are only unpacked.
+//! What is needed from Debian: tools, which are installed, and packages for guests and hosts, which are only unpacked.
 
 mod archive;
 mod install;
@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
+use crate::arch::Arch;
 use crate::rust_version::{RUST_VERSION, RustVersion};
 use archive::Archive;
 use install::Installation;
@@ -32,11 +33,29 @@ pub enum Tool {
     Python,
     /// C compiler and linker for arm64, with a static C library.
     CrossGcc,
+    /// The same for x86_64.
+    Gcc,
     /// Debian's own rustc with a standard library for arm64, for want of rustup's.
     DebianRust,
 }
 
 impl Tool {
+    /// What emulates a KVM host.
+    pub const fn emulator(arch: Arch) -> Self {
+        match arch {
+            Arch::Arm64 => Self::Qemu,
+            Arch::X86_64 => Self::QemuX86,
+        }
+    }
+
+    /// What compiles programs for guests.
+    pub const fn compiler(arch: Arch) -> Self {
+        match arch {
+            Arch::Arm64 => Self::CrossGcc,
+            Arch::X86_64 => Self::Gcc,
+        }
+    }
+
     /// Whether it is there. Looks for files and not for packages: a tool may have come another way.
     pub fn present(self) -> bool {
         match self {
@@ -62,6 +81,7 @@ impl Tool {
                         .iter()
                         .any(|path| Path::new(path).exists())
             }
+            Self::Gcc => on_path(&Arch::X86_64.gnu("gcc")) && Path::new("/usr/lib/x86_64-linux-gnu/libc.a").exists(),
             Self::DebianRust => {
                 RustVersion::of(DEBIAN_RUSTC.as_ref()).is_some_and(RustVersion::is_enough)
                     && (cfg!(target_arch = "aarch64")
@@ -83,6 +103,7 @@ impl Tool {
             Self::Python => &["python3"],
             Self::CrossGcc if cfg!(target_arch = "aarch64") => &["gcc", "libc6-dev"],
             Self::CrossGcc => &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+            Self::Gcc => &["gcc", "libc6-dev"],
             Self::DebianRust if cfg!(target_arch = "aarch64") => &["rustc-web"],
             Self::DebianRust => &["rustc-web", "libstd-rust-web-dev:arm64"],
         }
@@ -114,14 +135,19 @@ const OTHER_WAYS: &str = "Otherwise `rustup target add aarch64-unknown-linux-gnu
 /// Gets packages through apt.
 pub struct Packages {
     assume_yes: bool,
+    arch: Arch,
     archive: Archive,
-    amd64: Archive,
 }
 
 impl Packages {
-    /// `assume_yes`: install without asking.
-    pub fn new(assume_yes: bool) -> Self {
-        Self { assume_yes, archive: Archive::new("arm64"), amd64: Archive::new("amd64") }
+    /// `assume_yes`: install without asking. `arch`: of the packages that are not installed.
+    pub fn new(assume_yes: bool, arch: Arch) -> Self {
+        Self { assume_yes, arch, archive: Archive::new(arch.debian()) }
+    }
+
+    /// What they are for.
+    pub fn arch(&self) -> Arch {
+        self.arch
     }
 
     /// Makes sure that all these tools are there; installs what is missing, after one question.
@@ -154,12 +180,12 @@ impl Packages {
         }
     }
 
-    /// Downloads an arm64 package and unpacks it into `directory`, without installing it. Needs no root.
+    /// Downloads a package and unpacks it into `directory`, without installing it. Needs no root.
     ///
     /// # Errors
     /// If the machine is not Debian-like, or apt or dpkg fails.
     pub fn unpack(&self, package: &str, directory: &Path) -> Result<()> {
-        system::require_debian(&format!("the arm64 package {package}"))?;
+        system::require_debian(&format!("the {} package {package}", self.arch.debian()))?;
         self.archive.unpack(package, directory)
     }
 
@@ -168,34 +194,16 @@ impl Packages {
     /// # Errors
     /// As [`Packages::unpack`].
     pub fn unpack_with_dependencies(&self, package: &str, directory: &Path) -> Result<()> {
-        system::require_debian(&format!("the arm64 package {package}"))?;
+        system::require_debian(&format!("the {} package {package}", self.arch.debian()))?;
         self.archive.unpack_with_dependencies(package, directory)
     }
 
-    /// Name of the kernel package on which Debian's arm64 cloud kernel depends today.
+    /// Name of the kernel package on which Debian's cloud kernel depends today.
     ///
     /// # Errors
     /// If apt does not know it, as on releases that are not Debian's own.
     pub fn kernel_package(&self) -> Result<String> {
-        system::require_debian("Debian's arm64 kernel")?;
+        system::require_debian(&format!("Debian's {} kernel", self.arch.debian()))?;
         self.archive.kernel_package()
-    }
-
-    /// [`Packages::unpack`] for an amd64 package.
-    ///
-    /// # Errors
-    /// As [`Packages::unpack`].
-    pub fn unpack_amd64(&self, package: &str, directory: &Path) -> Result<()> {
-        system::require_debian(&format!("the amd64 package {package}"))?;
-        self.amd64.unpack(package, directory)
-    }
-
-    /// [`Packages::kernel_package`] for amd64.
-    ///
-    /// # Errors
-    /// As [`Packages::kernel_package`].
-    pub fn amd64_kernel_package(&self) -> Result<String> {
-        system::require_debian("Debian's amd64 kernel")?;
-        self.amd64.kernel_package()
     }
 }

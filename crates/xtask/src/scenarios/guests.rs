@@ -13,8 +13,6 @@ use crate::packages::Tool;
 use crate::paths;
 use crate::progress::tail;
 
-const COMPILER: &str = "aarch64-linux-gnu-gcc";
-
 /// Where a VMM puts what a bare-metal guest has to know.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GuestLayout {
@@ -56,7 +54,7 @@ pub(super) fn bare(context: &Context, layout: &GuestLayout) -> Result<PathBuf> {
 pub(super) fn agent(context: &Context, drivers: &[&str]) -> Result<(PathBuf, PathBuf)> {
     let flags = ["-no-pie", "-O1", "-fno-omit-frame-pointer", "-pthread"].map(str::to_owned);
     let program = compile(context, "agent", &["agent.c"], &flags)?;
-    let stripped = without_debug_info(&program)?;
+    let stripped = without_debug_info(context.arch(), &program)?;
     let files = if drivers.is_empty() {
         vec![GuestFile::program("/init", &stripped)?]
     } else {
@@ -75,12 +73,13 @@ pub(super) fn agent(context: &Context, drivers: &[&str]) -> Result<(PathBuf, Pat
 
 /// Compiles sources of tests/guest. Done again when any file there, the flags or the compiler changed.
 fn compile(context: &Context, name: &str, sources: &[&str], flags: &[String]) -> Result<PathBuf> {
-    context.packages.ensure(&[Tool::CrossGcc])?;
+    context.packages.ensure(&[Tool::compiler(context.arch())])?;
+    let compiler = context.arch().gnu("gcc");
     let directory = paths::root().join("tests/guest");
     let version =
-        Command::new(COMPILER).arg("--version").output().with_context(|| format!("cannot start {COMPILER}"))?;
+        Command::new(&compiler).arg("--version").output().with_context(|| format!("cannot start {compiler}"))?;
     let files = files_below(&directory)?;
-    let mut parts = vec![version.stdout.as_slice()];
+    let mut parts = vec![compiler.as_bytes(), version.stdout.as_slice()];
     parts.extend(flags.iter().map(String::as_bytes));
     parts.extend(files.iter().map(Vec::as_slice));
     let target = paths::cache().join("guest-programs").join(paths::fingerprint(&parts)).join(name);
@@ -88,7 +87,7 @@ fn compile(context: &Context, name: &str, sources: &[&str], flags: &[String]) ->
         return Ok(target);
     }
     paths::create_atomically(&target, |partial| {
-        let mut gcc = Command::new(COMPILER);
+        let mut gcc = Command::new(&compiler);
         gcc.current_dir(&directory).args(["-static", "-g", "-Wall", "-Wextra", "-Werror"]);
         let output = gcc.args(flags).arg("-o").arg(partial).args(sources).output()?;
         if !output.status.success() {

@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
+use crate::arch::Arch;
 use crate::assets::{guest_initramfs, kernel};
 use crate::context::{Context, HostOptions};
 use crate::host::{self, HOST_VARIABLE, KvmHost};
@@ -20,7 +21,7 @@ use crate::progress::note;
 use crate::report::{Counts, Status};
 use crate::runner::{FILE_VARIABLE, runner_variable};
 use crate::scenarios::{self, ScenarioOptions};
-use crate::toolchain::{TARGET, cargo};
+use crate::toolchain::cargo;
 use crate::x86_64::{self, Emulator};
 use follow::follow;
 use summary::TestName;
@@ -94,7 +95,7 @@ fn get_packages(context: &Context) -> Result<()> {
     context.prepare(&[Tool::Gdb, Tool::Lldb, Tool::Python])?;
     guest_initramfs(&context.packages, &[])?;
     kernel(&context.packages)?;
-    if cfg!(target_arch = "x86_64") { x86_64::prepare(context) } else { Ok(()) }
+    if Arch::X86_64.is_here() { x86_64::prepare(&context.of(Arch::X86_64)) } else { Ok(()) }
 }
 
 /// The tests of x86_64 sessions on KVM that `/dev/kvm` of this machine, if there is one, has not been enough for.
@@ -103,12 +104,12 @@ fn on_x86_64(context: &Context, options: &TestOptions, possible: bool, report: &
         let name = format!("x86_64 tests, {}", emulator.describe());
         if options.no_host {
             report.skip(&name, "left out by --no-host");
-        } else if !cfg!(target_arch = "x86_64") {
+        } else if !Arch::X86_64.is_here() {
             report.skip(&name, "they are built on x86_64 machines only");
         } else if !possible {
             report.skip(&name, "the packages for it cannot be had");
         } else {
-            match x86_64::tests(context, emulator) {
+            match x86_64::tests(&context.of(Arch::X86_64), emulator) {
                 Ok(mut command) => report.cargo_test(&name, &mut command),
                 Err(error) => report.fail(&name, &format!("{error:#}")),
             }
@@ -141,9 +142,9 @@ fn on_host(context: &Context, options: &TestOptions, report: &mut Report) {
     // On a native host the tests above were these tests.
     if !native {
         run_host_tests(context, &host, &HOST_CRATES, "tests on the KVM host", report);
-        if context.host.host_cpu != SECOND_CPU {
-            let options = HostOptions { host_cpu: SECOND_CPU.to_owned(), ..context.host.clone() };
-            let second = Context::new(true, options);
+        if context.host.cpu() != SECOND_CPU {
+            let options = HostOptions { host_cpu: Some(SECOND_CPU.to_owned()), ..context.host.clone() };
+            let second = context.with(options);
             let name = format!("tests of guests, CPU {SECOND_CPU}");
             match KvmHost::start_emulated(&second) {
                 Ok(host) => run_host_tests(&second, &host, &GUEST_CRATES, &name, report),
@@ -186,12 +187,12 @@ fn lint_arm64(context: &Context) -> Result<()> {
         "--workspace",
         "--all-targets",
         "--target",
-        TARGET,
+        Arch::Arm64.target(),
     ]);
     if clippy {
         cargo.args(["--", "-D", "warnings"]);
     } else {
-        cargo.args(["--config", &format!("target.{TARGET}.rustflags=[\"-Dwarnings\"]")]);
+        cargo.args(["--config", &format!("target.{}.rustflags=[\"-Dwarnings\"]", Arch::Arm64.target())]);
     }
     succeed(&mut cargo)
 }
@@ -207,7 +208,7 @@ fn run_host_tests(context: &Context, host: &KvmHost, crates: &[&str], name: &str
 fn host_tests(context: &Context, host: &KvmHost, crates: &[&str]) -> Result<Command> {
     let (runner, value) = runner_variable()?;
     let mut command = context.toolchain()?.cargo();
-    command.args(["test", "--tests", "--no-fail-fast", "--target", TARGET]);
+    command.args(["test", "--tests", "--no-fail-fast", "--target", Arch::Arm64.target()]);
     for name in crates {
         command.args(["--package", name]);
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use super::Emulator;
-use super::assets::Kernel;
+use crate::assets::Kernel;
 use crate::cpio::Archive;
 use crate::modules::load_order;
 

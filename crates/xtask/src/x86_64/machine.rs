@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::Emulator;
-use super::assets::Kernel;
 use super::image::{BEGIN, END};
+use crate::assets::Kernel;
 use crate::packages::on_path;
 use crate::progress::{Progress, run_quietly, tail};
 

@@ -4,7 +4,6 @@
 //! between the three of them nearly everything does. Each boots Debian's amd64 kernel for one program, prints what that
 //! prints, and ends: Bochs has no network that would be worth an agent.
 
-mod assets;
 mod image;
 mod machine;
 
@@ -14,6 +13,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::arch::Arch;
+use crate::assets::{self, GuestFile, guest_initramfs};
 use crate::context::Context;
 use crate::packages::Tool;
 use crate::paths;
@@ -22,8 +23,14 @@ use crate::runner::FILE_VARIABLE;
 use crate::toolchain::cargo;
 use machine::Machine;
 
-/// The target triple.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Init of the Linux guest: says that it is there and how many processors it has, and goes after a while.
+const GUEST_INIT: &str = r"#!/bin/busybox sh
+/bin/busybox mkdir -p /proc
+/bin/busybox mount -t proc proc /proc
+echo guest is ready with $(/bin/busybox grep -c ^processor /proc/cpuinfo) processors
+/bin/busybox sleep 3
+/bin/busybox poweroff -f
+";
 
 /// What the host is emulated by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -79,7 +86,7 @@ pub struct RunnerOptions {
 /// # Errors
 /// If it cannot be had.
 pub fn prepare(context: &Context) -> Result<()> {
-    context.packages.ensure(&Emulator::ALL.map(Emulator::tool))?;
+    context.prepare(&Emulator::ALL.map(Emulator::tool))?;
     assets::kernel(&context.packages)?;
     assets::busybox(&context.packages).map(drop)
 }
@@ -123,10 +130,10 @@ pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
     if path.contains(char::is_whitespace) {
         bail!("{path} contains a blank, which cargo's runner cannot have");
     }
-    let variable = TARGET.replace('-', "_").to_uppercase();
+    let variable = Arch::X86_64.target().replace('-', "_").to_uppercase();
     let mut command = cargo();
     command
-        .args(["test", "--no-fail-fast", "--target", TARGET])
+        .args(["test", "--no-fail-fast", "--target", Arch::X86_64.target()])
         .args(["--package", "guest-debug", "--test", "kvm_x86_64", "--package", "reference-vmm", "--test", "pc"])
         .args(["--", "--test-threads=1"])
         // They would win over the target's own flags.
@@ -137,9 +144,10 @@ pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
         .env(format!("CARGO_TARGET_{variable}_RUNNER"), format!("{path} x86-runner {}", emulator.name()));
     if emulator == Emulator::Qemu {
         // In Bochs a Linux guest would take very long to boot.
-        command
-            .env(format!("{FILE_VARIABLE}KERNEL"), assets::kernel(&context.packages)?.image)
-            .env(format!("{FILE_VARIABLE}INITRD"), assets::guest(&context.packages)?);
+        command.env(format!("{FILE_VARIABLE}KERNEL"), assets::kernel(&context.packages)?.image).env(
+            format!("{FILE_VARIABLE}INITRD"),
+            guest_initramfs(&context.packages, &[GuestFile::script("/init", GUEST_INIT)])?,
+        );
     }
     Ok(command)
 }
