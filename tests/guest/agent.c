@@ -13,10 +13,16 @@
 
 #include "ops.h"
 
+#ifdef __aarch64__
+#define OWN_BREAKPOINT "brk #0x123"
+#else
+#define OWN_BREAKPOINT "int3"
+#endif
+
 enum command {
     CMD_NONE,
     CMD_OPS,      /* run `ops` */
-    CMD_TRAPS,    /* `argument` BRKs of its own, each a SIGTRAP */
+    CMD_TRAPS,    /* `argument` breakpoint instructions of its own, each a SIGTRAP */
     CMD_SYSCALLS, /* getpid on each CPU, `argument` times */
     CMD_CALLS,    /* every one of the thousand functions, once */
     CMD_LINES,    /* a function to step through line by line */
@@ -32,6 +38,8 @@ volatile uint64_t command, argument;
 
 /* Counted by the guest. */
 volatile uint64_t traps, syscalls[2], calls, lines_result, polls;
+/* The last command that ended; the debugger may clear it. */
+volatile uint64_t last_done;
 
 /* A page of its own inside three, and a page at `edge` with nothing mapped behind it. */
 __attribute__((aligned(4096))) volatile uint8_t arena[3 * 4096];
@@ -59,14 +67,18 @@ static void on_trap(int signal, siginfo_t *info, void *context)
     (void)signal;
     (void)info;
     traps++;
+#ifdef __aarch64__
     ((ucontext_t *)context)->uc_mcontext.pc += 4;
+#else
+    (void)context; /* It is behind the INT3. */
+#endif
 }
 
 static void run_traps(void)
 {
     traps = 0;
     for (uint64_t i = 0; i < argument; i++)
-        asm volatile("brk #0x123");
+        asm volatile(OWN_BREAKPOINT);
 }
 
 /* To a debugger of the guest a CPU is a thread: what is to be stepped line by line has to stay on one. */
@@ -203,6 +215,7 @@ int main(void)
         if (number) {
             run_command(number);
             agent_done(number);
+            last_done = number;
         }
         usleep(20000);
     }

@@ -1,4 +1,4 @@
-# scenario: guest=bare cpus=2 timeout=240
+# scenario: guest=bare cpus=2 timeout=240 needs=hardware-breakpoint,single-step
 """Both vCPUs run into one breakpoint together, 1,000 times: every hit is reported once, and the guest counts the same."""
 
 from bare import *
@@ -18,7 +18,7 @@ def body() -> None:
     counters = sym("hits")
 
     def on_hit() -> None:
-        cpu = reg("x0")
+        cpu = argument(0)
         equal("thread", gdb.selected_thread().num, cpu + 1)
         if seen[cpu] % 50 == 0:
             equal(f"hits that vCPU {cpu} has counted before hit {seen[cpu]}", u64(counters + 8 * cpu), seen[cpu])

@@ -1,4 +1,4 @@
-# scenario: guest=bare cpus=1 timeout=90 tool=python
+# scenario: guest=bare cpus=1 timeout=90 tool=python needs=hardware-breakpoint
 """A second client is turned away or has to wait; the first one notices nothing, and its place is free afterwards."""
 
 from rsp import *

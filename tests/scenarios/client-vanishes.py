@@ -1,4 +1,4 @@
-# scenario: guest=bare cpus=1 timeout=120 tool=python
+# scenario: guest=bare cpus=1 timeout=120 tool=python needs=hardware-breakpoint
 """Clients that vanish in mid-packet, while the guest runs, or with breakpoints armed: the next one finds all in order."""
 
 from rsp import *
@@ -22,7 +22,7 @@ def body(symbol: dict[str, int]) -> None:
     client = connect_again()
     check(client.read(symbol["hit_me"], 64) == code, "half of a write packet was carried out")
     client.insert(0, symbol["hit_me"])
-    client.insert(0, symbol["brk_rounds"])
+    client.insert(0, symbol["slot_1"])
     client.insert(1, symbol["slot_0"])
     ticks = client.u64(symbol["timer_count"])
     client.send_raw(packet(b"vCont;c"))
@@ -33,12 +33,11 @@ def body(symbol: dict[str, int]) -> None:
     check(client.read(symbol["hit_me"], 64) == code, "breakpoints were left in the guest's code")
     check(client.u64(symbol["timer_count"]) > ticks, "the guest did not run")
     # The breakpoints of the vanished client are gone: the guest runs through all of these.
-    client.set_u64(symbol["rounds"], 10)
-    client.set_u64(symbol["brk_count"], 0)
-    client.set_u64(symbol["selected"], 5)  # brks
     client.run_to(symbol["finished"])
+    client.set_u64(symbol["selected"], COMMON_TESTS.index("slots"))
     client.run_to(symbol["finished"])
-    check(client.u64(symbol["brk_count"]) == 10, f"the guest handled {client.u64(symbol['brk_count'])} of its 10 BRKs")
+    calls = [client.u64(symbol["slot_calls"] + 8 * n) for n in range(16)]
+    check(calls == [1] * 16, f"the guest counted {calls} calls")
     client.detach()
 
     client = connect_again()

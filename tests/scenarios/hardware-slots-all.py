@@ -1,4 +1,4 @@
-# scenario: guest=bare cpus=1 timeout=90
+# scenario: guest=bare cpus=1 timeout=90 needs=hardware-breakpoint,watchpoint,single-step
 """Every breakpoint and watchpoint register in use at once: each one hits, and once only."""
 
 from bare import *
@@ -8,7 +8,7 @@ from gdbcase import *
 def body() -> None:
     select("none", timer_period=2000)
     finish()
-    breakpoints, watchpoints = slots()
+    breakpoints, watchpoints = slots_together()
     set_u64("selected", TESTS.index("slots"))
     words = sym("slot_words")
     # One breakpoint register is for the end of the test.

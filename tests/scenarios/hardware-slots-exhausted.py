@@ -1,4 +1,4 @@
-# scenario: guest=bare cpus=1 timeout=60
+# scenario: guest=bare cpus=1 timeout=60 needs=hardware-breakpoint,watchpoint,single-step
 """One hbreak, or one watch, more than there are registers is refused, and the guest goes on with what fits."""
 
 from bare import *

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=60
+# scenario: guest=linux cpus=2 timeout=60 needs=hardware-breakpoint,software-breakpoint,single-step
 """break in the kernel: hits equal the guest's own count, and memory never shows the breakpoint instruction."""
 
 from gdbcase import *

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=120
+# scenario: guest=linux cpus=2 timeout=120 needs=hardware-breakpoint,watchpoint,single-step
 """A watch with a condition: of all stores of a counter the one that it names stops, and the counter is right afterwards."""
 
 from gdbcase import *

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=180
+# scenario: guest=linux cpus=2 timeout=180 needs=hardware-breakpoint,software-breakpoint,single-step
 """A condition on a kernel function that both vCPUs call: false, no hit is shown and none is missed; it becomes true at the right one."""
 
 from gdbcase import *
@@ -27,7 +27,7 @@ def false(kind: str, point: gdb.Breakpoint, calls: int) -> None:
 
 def true(kind: str, point: gdb.Breakpoint, cpu: int) -> None:
     """Of all calls on both vCPUs it is this one of this vCPU."""
-    mine = f"($MPIDR_EL1 & 0xff) == {cpu}"
+    mine = f"{ARCH.cpu_mark} == {cpu_mark(cpu):#x}"
     point.condition = f"{mine} && {doubleword(sym('syscalls') + 8 * cpu)} == {AT}"
     hits = counts(kind, SYSCALL).hits
     poll()

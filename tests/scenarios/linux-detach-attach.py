@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=90
+# scenario: guest=linux cpus=2 timeout=90 needs=hardware-breakpoint,software-breakpoint,single-step
 """Detach leaves neither breakpoints nor their bytes behind, however often; the guest runs meanwhile."""
 
 import time

@@ -32,7 +32,9 @@ def body() -> None:
 
     # A kernel stack ends at a guard page.
     command("syscalls", 1)
-    run_to(SYSCALL)
+    if can("hardware-breakpoint"):
+        run_to(SYSCALL)
+    check(not in_user_mode(), "the vCPU is in user mode")
     stack_end = (reg("sp") | 0x3FFF) + 1
     edge_at(stack_end)
     delete_all()

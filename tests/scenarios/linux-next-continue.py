@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=120
+# scenario: guest=linux cpus=2 timeout=120 needs=hardware-breakpoint,software-breakpoint,single-step
 """next, stepi and continue after a hit while the other vCPU is busy."""
 
 from gdbcase import *
@@ -38,7 +38,7 @@ def body() -> None:
         stop = cont_to(breakpoint)
         threads.append(stop.thread)
         if n % 4 == 0:
-            step_to(sym(SYSCALL) + 4, "stepi from the breakpoint")
+            step_to(after(sym(SYSCALL)), "stepi from the breakpoint")
             equal("thread", gdb.selected_thread().num, stop.thread)
     breakpoint.delete()
     check(len(set(threads)) == 2, f"all hits were on thread {threads[0]}")

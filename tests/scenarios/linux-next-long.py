@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=120
+# scenario: guest=linux cpus=2 timeout=120 needs=hardware-breakpoint,software-breakpoint,single-step
 """next over a function that takes long: a breakpoint behind the call, and the guest runs, whatever the function executes."""
 
 import re

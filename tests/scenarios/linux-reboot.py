@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=180 last=yes
+# scenario: guest=linux cpus=2 timeout=180 last=yes needs=hardware-breakpoint,software-breakpoint,single-step
 """Breakpoints of both kinds are there again after the guest has rebooted, and on both of its vCPUs."""
 
 from gdbcase import *

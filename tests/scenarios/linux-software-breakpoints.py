@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=240
+# scenario: guest=linux cpus=2 timeout=240 needs=hardware-breakpoint,software-breakpoint,single-step
 """1,000 software breakpoints at once: each of them hits, once, in the order in which the guest calls the functions."""
 
 import struct

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=60
+# scenario: guest=linux cpus=2 timeout=60 needs=watchpoint,single-step
 """watch of a kernel variable that the timer interrupt writes: each write stops, one tick apart."""
 
 from gdbcase import *

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=90
+# scenario: guest=linux cpus=2 timeout=90 needs=hardware-breakpoint,watchpoint,single-step
 """watch, rwatch and awatch of user memory stop the accesses that they name and no others; the accesses happen."""
 
 from gdbcase import *

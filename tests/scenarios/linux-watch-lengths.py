@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=120
+# scenario: guest=linux cpus=2 timeout=120 needs=hardware-breakpoint,watchpoint,single-step
 """Watches of 3 bytes at an odd address, of 64 bytes and of a page: their edges stop, what is beside them does not."""
 
 from gdbcase import *

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=60
+# scenario: guest=linux cpus=2 timeout=60 needs=hardware-breakpoint,watchpoint,single-step
 """A watch that needs more registers than there are is refused, the guest is unharmed, a smaller one works."""
 
 from gdbcase import *

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=120 tool=python
+# scenario: guest=linux cpus=2 timeout=120 tool=python needs=hardware-breakpoint,single-step
 """lldb attaches, reads registers and code, stops at a breakpoint, steps, and leaves the guest running."""
 
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+from arch import ARCH
 from rsp import Failure, Skip, check, connect_again, run, symbols
 
 
@@ -24,28 +25,28 @@ def lldb(commands: list[str]) -> str:
 
 def body(symbol: dict[str, int]) -> None:
     host, port = os.environ["GDB_TARGET"].rsplit(":", 1)
-    address = symbol["agent_poll"]
+    address, pc = symbol["agent_poll"], ARCH.general[-2]
     text = lldb([
         "settings set target.require-hardware-breakpoint true",
         "settings set plugin.process.gdb-remote.packet-timeout 60",
-        f"target create --arch aarch64 {os.environ['GUEST_ELF']}",
+        f"target create --arch {ARCH.lldb} {os.environ['GUEST_ELF']}",
         f"gdb-remote {host}:{port}",
         "thread list",
         f"breakpoint set --address {address:#x}",
         "process continue",
-        "register read pc x0 sp cpsr",
+        f"register read {pc} {ARCH.arguments[0]} sp {ARCH.flags}",
         f"memory read --size 4 --format x --count 4 {address:#x}",
         "thread step-inst",
-        "register read pc",
+        f"register read {pc}",
         "breakpoint delete --force",
         "process detach",
     ])
     print(text)
     check(len(re.findall(r"thread #\d+: tid", text)) >= 2, "lldb does not show a thread for each vCPU")
-    pcs = [int(value, 16) for value in re.findall(r"pc = (0x[0-9a-f]+)", text)]
+    pcs = [int(value, 16) for value in re.findall(rf"{pc} = (0x[0-9a-f]+)", text)]
     check(len(pcs) >= 2, f"lldb showed pc {len(pcs)} times")
     check(pcs[0] == address, f"stopped at {pcs[0]:#x}, the breakpoint is at {address:#x}")
-    check(pcs[1] == address + 4, f"after a step pc is {pcs[1]:#x}, expected {address + 4:#x}")
+    check(pcs[1] - address in ARCH.lengths, f"after a step from {address:#x} pc is {pcs[1]:#x}")
     check("stop reason = " in text, "no stop reason")
 
     # The guest runs, and the next client is served.

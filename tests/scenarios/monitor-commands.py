@@ -1,4 +1,4 @@
-# scenario: guest=bare cpus=2 timeout=60
+# scenario: guest=bare cpus=2 timeout=60 needs=hardware-breakpoint
 """Threads are vCPUs by name; monitor lists them and the breakpoints, translates, and switches to physical memory."""
 
 from bare import *

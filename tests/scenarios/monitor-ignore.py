@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=120
+# scenario: guest=linux cpus=2 timeout=120 needs=hardware-breakpoint,software-breakpoint,single-step
 """monitor ignore passes as many calls as asked, over all vCPUs and while gdb takes its breakpoints out and puts them back."""
 
 from gdbcase import *

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=240 moves=yes
+# scenario: guest=linux cpus=2 timeout=240 moves=yes needs=hardware-breakpoint,software-breakpoint,single-step
 """A live migration while both vCPUs pass a false condition all the time: every call is met once, on one side or on the other."""
 
 import os
@@ -35,7 +35,7 @@ def body() -> None:
     if "MOVED" not in os.environ:
         poll()
         point = sbreak(SYSCALL)
-        point.condition = "$x0 == 0x7777"
+        point.condition = f"${ARCH.arguments[0]} == 0x7777"
         for cpu in range(2):
             set_u64(sym("syscalls") + 8 * cpu, 0)
         command("hammer")

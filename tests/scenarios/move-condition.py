@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=300 moves=yes
+# scenario: guest=linux cpus=2 timeout=300 moves=yes needs=hardware-breakpoint,single-step
 """Conditions and ignore counts go with a VM that is saved and restored, and from there to another one by migration."""
 
 from fleet import *
@@ -12,7 +12,7 @@ AT = 250
 def set_up() -> None:
     gdb.execute("set breakpoint always-inserted on", to_string=True)
     point = hbreak(HARDWARE)
-    point.condition = f"($MPIDR_EL1 & 0xff) == 1 && {doubleword(sym('syscalls') + 8)} >= {AT}"
+    point.condition = f"{ARCH.cpu_mark} == {cpu_mark(1):#x} && {doubleword(sym('syscalls') + 8)} >= {AT}"
     monitor(f"ignore {sym(HARDWARE):#x} 5")
     hbreak("agent_done")
 

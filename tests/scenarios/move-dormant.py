@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=300 moves=yes
+# scenario: guest=linux cpus=2 timeout=300 moves=yes needs=hardware-breakpoint,software-breakpoint,watchpoint,single-step
 """A session that goes to a VM without a debugger sleeps: the guest runs clean, and a client finds everything later."""
 
 from fleet import *
@@ -6,8 +6,10 @@ from moving import *
 
 
 def no_breakpoint_in(name: str) -> None:
-    """None of guest memory holds our BRK, whose imm16 is 0x67db."""
-    code, text = shell(f"grep -c -a -F \"$(printf '\\140\\373\\054\\324')\" {name}/memory")
+    """None of guest memory holds our BRK, whose imm16 is 0x67db. An INT3 says nothing of whose it is."""
+    if not ARCH.planted:
+        return
+    code, text = shell(f"grep -c -a -F \"$(printf '{ARCH.planted}')\" {name}/memory")
     equal(f"exit code of the search in {name}, which found {text.strip()}", code, 1)
 
 

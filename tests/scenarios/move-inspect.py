@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=300 moves=yes
+# scenario: guest=linux cpus=2 timeout=300 moves=yes needs=hardware-breakpoint,software-breakpoint,watchpoint,single-step
 """A snapshot under gdb on this machine, without KVM, shows what the live guest showed: threads, registers, stacks, memory."""
 
 import os
@@ -10,7 +10,7 @@ from moving import *
 
 # What a user looks at, and what is in it does not depend on who answers.
 LOOK = (
-    "info threads", "info registers", "info registers sctlr_el1 ttbr1_el1 tcr_el1 vbar_el1", "info registers v0", "x/16i $pc",
+    "info threads", "info registers", f"info registers {ARCH.vector}", "x/16i $pc",
     "x/32gx $sp", "thread 1", "info registers", "x/16gx $sp", "thread 2", "info registers", "x/16gx $sp",
 )
 
@@ -24,10 +24,7 @@ def looks() -> list[str]:
             answers.append("\n".join(line for line in lines if not line.startswith("CNTVCT")))
         except gdb.error as error:
             answers.append(str(error))
-    return answers + [" ".join(call_chain(4)), " ".join(f"{name}={sysreg_value(name)}" for name in SYSTEM)]
-
-
-SYSTEM = ("SCTLR_EL1", "TTBR1_EL1", "TCR_EL1", "VBAR_EL1", "TPIDR_EL1", "ELR_EL1")
+    return answers + [" ".join(call_chain(4)), " ".join(f"{name}={sysreg_value(name)}" for name in ARCH.system)]
 
 
 def sysreg_value(name: str) -> str:

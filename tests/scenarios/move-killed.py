@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=900 moves=yes
+# scenario: guest=linux cpus=2 timeout=900 moves=yes needs=hardware-breakpoint,software-breakpoint,watchpoint,single-step
 """SIGKILL at 50 random moments of snapshots and migrations.
 
 A snapshot is whole or not there. A destination that is killed leaves the source whole, unless it had the VM already. A

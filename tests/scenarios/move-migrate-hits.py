@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=300 moves=yes
+# scenario: guest=linux cpus=2 timeout=300 moves=yes needs=hardware-breakpoint,single-step
 """Live migrations while both vCPUs run into a breakpoint all the time: no hit is lost, and none is told twice."""
 
 import json

@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=240 moves=yes
+# scenario: guest=linux cpus=2 timeout=240 moves=yes needs=hardware-breakpoint,software-breakpoint,watchpoint,single-step
 """A VMM that knows nothing of debug sessions goes on with a snapshot that has one, and the guest runs clean.
 
 What became of the guest is seen with another snapshot, which that VMM has made, and one that knows them again.

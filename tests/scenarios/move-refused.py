@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=240 moves=yes
+# scenario: guest=linux cpus=2 timeout=240 moves=yes needs=hardware-breakpoint,software-breakpoint,watchpoint,single-step
 """A migration to a host with too few watchpoints is refused before it begins, and the session goes on where it is.
 
 A disk that is full does no harm either, and a VMM to which nobody has sent a VM yet says so, and can be told to end.

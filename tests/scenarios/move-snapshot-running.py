@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=240 moves=yes
+# scenario: guest=linux cpus=2 timeout=240 moves=yes needs=hardware-breakpoint,software-breakpoint,watchpoint,single-step
 """A guest that is saved while it runs under gdb hits every breakpoint in the VM that goes on with it, and so does the first."""
 
 import time

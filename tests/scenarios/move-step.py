@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=300 moves=yes
+# scenario: guest=linux cpus=2 timeout=300 moves=yes needs=hardware-breakpoint,single-step
 """A guest that is saved in the middle of a range of steps: each VM that goes on with it comes to the step's end."""
 
 import time

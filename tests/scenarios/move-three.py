@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=300 moves=yes
+# scenario: guest=linux cpus=2 timeout=300 moves=yes needs=hardware-breakpoint,software-breakpoint,watchpoint,single-step
 """One snapshot goes on three times side by side, each with a gdb of its own, and none knows of the others."""
 
 import os
@@ -31,7 +31,7 @@ def body() -> None:
 def debugger(vm: Vm) -> subprocess.Popen[str]:
     """A gdb that looks at the stop, runs to the end of the round with what the session has, and looks at the counters."""
     lines = [
-        "set remotetimeout 60", "set architecture aarch64", f"file {os.environ['GUEST_ELF']}",
+        "set remotetimeout 60", f"set architecture {ARCH.gdb}", f"file {os.environ['GUEST_ELF']}",
         f"target remote {vm.address}", 'printf "first %#lx\\n", $pc',
         f"while $pc != {sym('agent_done'):#x}", "continue", "end",
         'printf "calls %d %d\\n", syscalls[0], syscalls[1]', "detach",

@@ -1,4 +1,4 @@
-# scenario: guest=bare cpus=2 timeout=60
+# scenario: guest=bare cpus=2 timeout=60 needs=hardware-breakpoint,watchpoint,software-breakpoint,single-step
 """Breakpoints of both kinds and a watch that were armed before a vCPU was powered on stop it as well."""
 
 from bare import *
@@ -13,7 +13,7 @@ def body() -> None:
     point, word = hbreak("secondary_main"), watch(sym("cpus_on"), 8)
     stop = cont_to(point)
     equal("thread", stop.thread, 2)
-    equal("x0", reg("x0"), 1)
+    equal("its argument", argument(0), 1)
     stop = cont_to(word)
     equal("thread", stop.thread, 2)
     equal("cpus_on", u64("cpus_on"), 1)

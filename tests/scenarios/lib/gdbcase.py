@@ -6,6 +6,7 @@ GDB_TARGET   what `target remote` connects to
 GUEST_ELF    the guest program's ELF: the bare-metal payload, or the Linux guest's agent
 KERNEL_ELF   the Linux guest's kernel symbols (Linux scenarios only)
 GDB_CPUS     how many vCPUs the guest has
+GUEST_ARCH, ABILITIES   see arch.py
 
 A scenario ends with exit code 0 (passed), 1 (failed) or 77 (skipped), and a line that says why.
 """
@@ -20,19 +21,13 @@ import traceback
 from typing import Callable, NoReturn
 
 import gdb
+from arch import *
 
 EXIT_FAILED = 1
 EXIT_SKIPPED = 77
 
-# PSTATE as gdb's cpsr shows it.
-PSTATE_F = 1 << 6
-PSTATE_I = 1 << 7
-PSTATE_A = 1 << 8
-PSTATE_D = 1 << 9
-PSTATE_DAIF = PSTATE_D | PSTATE_A | PSTATE_I | PSTATE_F
-PSTATE_MODE = 0xF
-MODE_EL0T = 0x0
-MODE_EL1H = 0x5
+# The most that step_until tries.
+STEPS_TO_A_PLACE = 2000
 
 WATCH_KINDS = {"watch": gdb.WP_WRITE, "rwatch": gdb.WP_READ, "awatch": gdb.WP_ACCESS}
 
@@ -100,6 +95,20 @@ def reg(name: str) -> int:
     return int(value.format_string(format="x"), 16) & (1 << 64) - 1
 
 
+def argument(number: int) -> int:
+    """Of the function that has just been entered."""
+    return reg(ARCH.arguments[number])
+
+
+def masked() -> bool:
+    """Whether the vCPU takes no interrupts."""
+    return ARCH.masked(reg(ARCH.flags))
+
+
+def in_user_mode() -> bool:
+    return ARCH.user(reg)
+
+
 def set_reg(name: str, value: int) -> None:
     gdb.execute(f"set ${name} = {value:#x}", to_string=True)
 
@@ -160,13 +169,15 @@ def watch(address: int, length: int, kind: str = "watch") -> gdb.Breakpoint:
 
 
 class Tally(gdb.Breakpoint):
-    """A software breakpoint that calls `on_hit` at each hit and goes on by itself.
+    """A software breakpoint that calls `on_hit` at each hit and goes on by itself; a hardware breakpoint where there is no
+    other.
 
     Without gdb's usual display a hit costs a third of the packets, which matters where there are thousands.
     """
 
     def __init__(self, location: int | str, on_hit: Callable[[], None]) -> None:
-        super().__init__(f"*{sym(location):#x}", gdb.BP_BREAKPOINT)
+        kind = gdb.BP_BREAKPOINT if can("software-breakpoint") else gdb.BP_HARDWARE_BREAKPOINT
+        super().__init__(f"*{sym(location):#x}", kind)
         self.on_hit = on_hit
         self.failure: Failure | None = None
 
@@ -192,7 +203,9 @@ def cont_to(breakpoint: gdb.Breakpoint) -> Stop:
 
 
 def run_to(location: int | str) -> Stop:
-    """Runs to a place with a hardware breakpoint that is gone afterwards."""
+    """Runs to a place with a hardware breakpoint that is gone afterwards. Where there are none, by steps."""
+    if not can("hardware-breakpoint"):
+        return step_until(location)
     breakpoint = hbreak(location)
     stop = cont_to(breakpoint)
     breakpoint.delete()
@@ -210,6 +223,24 @@ def step_to(expected: int | str, what: str) -> None:
     pc = stepi()
     if pc != sym(expected):
         raise Failure(f"after {what}: pc is {pc:#x} ({where(pc)}), expected {sym(expected):#x} ({where(sym(expected))})")
+
+
+def step_until(location: int | str) -> Stop:
+    """Steps to a place that is not far."""
+    for _ in range(STEPS_TO_A_PLACE):
+        if stepi() == sym(location):
+            return Stop(_last_stop[0] if _last_stop else None)
+    raise Failure(f"{STEPS_TO_A_PLACE} steps lead to {where(reg('pc'))}, and not to {location}")
+
+
+def after(pc: int) -> int:
+    """Address of the instruction behind another one."""
+    return pc + gdb.selected_frame().architecture().disassemble(pc)[0]["length"]
+
+
+def step_on(what: str) -> None:
+    """One instruction, behind which the next one has to be."""
+    step_to(after(reg("pc")), what)
 
 
 def interrupt_after(seconds: float) -> None:
@@ -261,7 +292,7 @@ def _setup() -> None:
         "set confirm off",
         "set width 0",
         "set height 0",
-        "set architecture aarch64",
+        f"set architecture {ARCH.gdb}",
         "set remotetimeout 60",
         "set tcp connect-timeout 60",
         "set print thread-events off",

@@ -11,7 +11,7 @@ from linux import *
 # One round of the agent's "syscalls" goes through all of them, on both vCPUs, and nothing else in the guest does.
 HARDWARE = SYSCALL
 # Not on the instruction behind it either: gdb steps over a breakpoint, and what it meets there is the end of a step.
-SOFTWARE = f"{SYSCALL}+8"
+SOFTWARE = ARCH.behind_getpid
 
 
 def arm() -> None:

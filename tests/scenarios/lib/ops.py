@@ -6,7 +6,7 @@ import struct
 
 from gdbcase import Failure, check, cont, equal, gdb, hbreak, mem, set_mem, set_u64, sym, u64, where
 
-KINDS = "none store8 store16 store32 store64 stp dc_zva load8 load16 load32 load64 ldp".split()
+KINDS = "none store8 store16 store32 store64 store_pair dc_zva load8 load16 load32 load64 load_pair".split()
 
 
 class Op:

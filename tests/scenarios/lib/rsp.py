@@ -12,6 +12,8 @@ import time
 import traceback
 from typing import Callable, NoReturn
 
+from arch import *
+
 EXIT_FAILED = 1
 EXIT_SKIPPED = 77
 REPLY_TIMEOUT = 30.0
@@ -143,12 +145,12 @@ class Client:
         self.write(address, value.to_bytes(8, "little"))
 
     def insert(self, kind: int, address: int) -> None:
-        reply = self.ask(b"Z%d,%x,4" % (kind, address))
+        reply = self.ask(b"Z%d,%x,%d" % (kind, address, ARCH.breakpoint_kind))
         if reply != b"OK":
             raise Failure(f"Z{kind} at {address:#x} answered {reply!r}")
 
     def remove(self, kind: int, address: int) -> None:
-        reply = self.ask(b"z%d,%x,4" % (kind, address))
+        reply = self.ask(b"z%d,%x,%d" % (kind, address, ARCH.breakpoint_kind))
         if reply != b"OK":
             raise Failure(f"z{kind} at {address:#x} answered {reply!r}")
 

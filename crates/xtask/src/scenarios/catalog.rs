@@ -8,13 +8,18 @@
 //!
 //! so that adding a scenario means adding a file. Keys: `guest` is `bare` or `linux`; `cpus` and `timeout` (seconds) are
 //! numbers; `moves=yes` gives it a Linux guest of its own that it may save and move; `tool` is `gdb` (the default: the file
-//! runs inside gdb) or `python`; `last=yes` puts a scenario that leaves its guest changed behind the others of that guest.
+//! runs inside gdb) or `python`; `last=yes` puts a scenario that leaves its guest changed behind the others of that guest;
+//! `needs` are the abilities without which a host is of no use to it, with commas between them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+
+use super::abilities::Ability;
+use crate::arch::Arch;
+use crate::vmm::GuestOptions;
 
 /// What starts the declaration.
 const DECLARATION: &str = "# scenario:";
@@ -51,10 +56,19 @@ pub(super) struct Scenario {
     pub interpreter: Interpreter,
     /// Runs behind the others of its guest.
     pub last: bool,
+    /// What a host has to be able to do, beside running the guest.
+    pub needs: Vec<Ability>,
     /// Has a guest of its own, which it saves and moves.
     pub moves: bool,
     /// Drives the VMM itself, beside the guest: its guest is its own, and whether the VMM goes on is its business.
     pub drives_vmm: bool,
+}
+
+impl Scenario {
+    /// What it wants of its guest, whichever that is.
+    pub(super) fn guest_options(&self) -> GuestOptions {
+        GuestOptions { cpus: self.cpus, spare: self.drives_vmm, moves: self.moves, ..GuestOptions::default() }
+    }
 }
 
 /// All scenarios of a directory, in the order in which they run: those that can share a guest side by side.
@@ -62,6 +76,27 @@ pub(super) struct Scenario {
 /// # Errors
 /// If a file cannot be read or its declaration is bad; with the file and the key.
 pub(super) fn load(directory: &Path) -> Result<Vec<Scenario>> {
+    let mut scenarios = read(directory)?;
+    order(&mut scenarios);
+    Ok(scenarios)
+}
+
+/// The same, with those of one architecture in the directory of its name.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_for(directory: &Path, arch: Arch) -> Result<Vec<Scenario>> {
+    let mut scenarios = read(directory)?;
+    scenarios.extend(read(&directory.join(arch.name()))?);
+    order(&mut scenarios);
+    Ok(scenarios)
+}
+
+fn order(scenarios: &mut [Scenario]) {
+    scenarios.sort_by(|a, b| (a.guest, a.moves, a.last, &a.name).cmp(&(b.guest, b.moves, b.last, &b.name)));
+}
+
+fn read(directory: &Path) -> Result<Vec<Scenario>> {
     let mut scenarios = Vec::new();
     for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
         let path = entry?.path();
@@ -69,7 +104,6 @@ pub(super) fn load(directory: &Path) -> Result<Vec<Scenario>> {
             scenarios.push(load_file(&path)?);
         }
     }
-    scenarios.sort_by(|a, b| (a.guest, a.moves, a.last, &a.name).cmp(&(b.guest, b.moves, b.last, &b.name)));
     Ok(scenarios)
 }
 
@@ -102,7 +136,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
     let pairs = first.strip_prefix(DECLARATION).with_context(|| format!("it does not start with {DECLARATION:?}"))?;
     let name = path.file_stem().and_then(|stem| stem.to_str()).context("its name is no text")?;
     let (mut guest, mut cpus, mut timeout, mut interpreter) = (None, None, None, Interpreter::Gdb);
-    let (mut last, mut moves) = (false, false);
+    let (mut last, mut moves, mut needs) = (false, false, Vec::new());
     for pair in pairs.split_whitespace() {
         let (key, value) = pair.split_once('=').with_context(|| format!("{pair:?} is not of the form key=value"))?;
         let number = || value.parse::<u32>().map_err(|_| anyhow!("{key}={value} is no number"));
@@ -115,6 +149,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
             ("tool", "python") => interpreter = Interpreter::Python,
             ("last", "yes") => last = true,
             ("moves", "yes") => moves = true,
+            ("needs", names) => needs = names.split(',').map(Ability::parse).collect::<Result<_>>()?,
             _ => bail!("{pair:?} is unknown"),
         }
     }
@@ -127,6 +162,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
         interpreter,
         last,
         moves,
+        needs,
         drives_vmm: false,
     })
 }
@@ -143,7 +179,7 @@ mod tests {
     #[test]
     fn a_declaration_says_everything() {
         let scenario =
-            parsed("# scenario: guest=linux cpus=2 timeout=90 tool=python last=yes moves=yes\n\"\"\"Text.\"\"\"")
+            parsed("# scenario: guest=linux cpus=2 timeout=90 tool=python last=yes moves=yes needs=watchpoint,test:x\n\"\"\"Text.\"\"\"")
                 .unwrap();
         let expected = Scenario {
             name: "some-name".to_owned(),
@@ -154,6 +190,7 @@ mod tests {
             interpreter: Interpreter::Python,
             last: true,
             moves: true,
+            needs: vec![Ability::Watchpoint, Ability::Test("x".to_owned())],
             drives_vmm: false,
         };
         assert_eq!(scenario, expected);
@@ -168,6 +205,7 @@ mod tests {
             ("# scenario: guest=bare cpus=1", "timeout="),
             ("# scenario: guest=bare cpus=1 timeout=1 color=red", "color=red"),
             ("# scenario: guest", "key=value"),
+            ("# scenario: guest=bare cpus=1 timeout=1 needs=wings", "wings"),
         ] {
             let error = format!("{:#}", parsed(line).unwrap_err());
             assert!(error.contains(problem), "{line}: {error}");
@@ -176,7 +214,12 @@ mod tests {
 
     #[test]
     fn the_suite_is_well_formed_and_ordered() {
-        let scenarios = load(&paths::root().join("tests/scenarios")).unwrap();
+        for arch in [Arch::Arm64, Arch::X86_64] {
+            is_well_formed_and_ordered(&load_for(&paths::root().join("tests/scenarios"), arch).unwrap());
+        }
+    }
+
+    fn is_well_formed_and_ordered(scenarios: &[Scenario]) {
         assert!(scenarios.len() > 30, "{} scenarios", scenarios.len());
         assert!(scenarios.windows(2).all(|pair| pair[0].guest <= pair[1].guest));
         let shared: Vec<_> =

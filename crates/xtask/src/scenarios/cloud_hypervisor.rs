@@ -14,7 +14,7 @@ use api::Api;
 use kvm_agent::{Endpoint, Signal};
 use mover::{ChMover, SECCOMP};
 
-use super::guests::GuestLayout;
+use super::guests::{GuestLayout, Machine};
 use super::script::Facts;
 use super::vmm::{Mover, RunningGuest, Vmm};
 use crate::assets;
@@ -48,7 +48,8 @@ impl Vmm for CloudHypervisor<'_> {
         let gicd = MAPPED_IO_START - 0x1_0000;
         let gicr = gicd - 0x2_0000 * u64::from(cpus);
         // Device tree and ACPI tables are in front of the kernel.
-        GuestLayout { ram_base: 0x4000_0000, load_offset: 0x40_0000, gicd, gicr }
+        let machine = Machine::Gic { distributor: gicd, redistributor: gicr };
+        GuestLayout { ram_base: 0x4000_0000, load_offset: 0x40_0000, machine }
     }
 
     fn console(&self) -> &'static str {

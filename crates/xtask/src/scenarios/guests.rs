@@ -20,30 +20,50 @@ pub(super) struct GuestLayout {
     pub ram_base: u64,
     /// Where in RAM a bare-metal guest may be loaded: not on top of the device tree.
     pub load_offset: u64,
-    /// GICv3 distributor.
-    pub gicd: u64,
-    /// First GICv3 redistributor.
-    pub gicr: u64,
+    /// Its interrupt controller.
+    pub machine: Machine,
 }
+
+/// The parts of a machine that a bare-metal guest drives.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Machine {
+    /// An arm64 machine, by the first addresses of its GICv3.
+    Gic { distributor: u64, redistributor: u64 },
+    /// A PC, by the address of its local APICs.
+    Pc { apic: u64 },
+}
+
+/// Flags for programs without anything below them.
+const BARE_FLAGS: &str = "-nostdlib -ffreestanding -mgeneral-regs-only -fno-pic -no-pie -fno-stack-protector -O1 \
+                          -Wl,--build-id=none -Wl,-z,norelro -Wl,-z,noexecstack -Wl,--no-warn-rwx-segments \
+                          -Wl,-T,bare/payload.ld";
 
 /// The bare-metal guest's ELF file, linked for a VMM's layout.
 ///
 /// # Errors
 /// What the compiler prints.
 pub(super) fn bare(context: &Context, layout: &GuestLayout) -> Result<PathBuf> {
-    let GuestLayout { ram_base, load_offset, gicd, gicr } = layout;
-    let flags = [
-        "-nostdlib -ffreestanding -mgeneral-regs-only -mno-outline-atomics -fno-pic -no-pie -fno-stack-protector -O1",
-        "-Wl,--build-id=none -Wl,-z,norelro -Wl,--no-warn-rwx-segments -Wl,-T,bare/payload.ld",
-    ];
-    let mut flags: Vec<_> = flags.iter().flat_map(|line| line.split_whitespace()).map(str::to_owned).collect();
-    flags.extend([
-        format!("-Wl,--defsym=BASE={:#x}", ram_base + load_offset),
-        format!("-DRAM_BASE={ram_base:#x}"),
-        format!("-DGICD={gicd:#x}"),
-        format!("-DGICR={gicr:#x}"),
-    ]);
-    let sources = ["bare/start.S", "bare/vectors.S", "bare/steps.S", "bare/regs.S", "bare/main.c"];
+    let GuestLayout { ram_base, load_offset, machine } = layout;
+    let base = ram_base + load_offset;
+    let mut flags: Vec<_> = BARE_FLAGS.split_whitespace().map(str::to_owned).collect();
+    flags.push(format!("-Wl,--defsym=BASE={base:#x}"));
+    match machine {
+        Machine::Gic { distributor, redistributor } => flags.extend([
+            "-mno-outline-atomics".to_owned(),
+            format!("-DRAM_BASE={ram_base:#x}"),
+            format!("-DGICD={distributor:#x}"),
+            format!("-DGICR={redistributor:#x}"),
+        ]),
+        Machine::Pc { apic } => flags.extend([
+            "-mno-red-zone".to_owned(),
+            "-fcf-protection=none".to_owned(),
+            format!("-DBASE_HIGH={:#x}", base >> 16),
+            format!("-DAPIC={apic:#x}"),
+        ]),
+    }
+    let own = ["start.S", "vectors.S", "steps.S", "regs.S", "machine.c"];
+    let own = own.map(|name| format!("bare/{}/{name}", context.arch().name()));
+    let sources: Vec<_> = own.iter().map(String::as_str).chain(["bare/main.c"]).collect();
     compile(context, "bare.elf", &sources, &flags)
 }
 

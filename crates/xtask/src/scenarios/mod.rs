@@ -1,9 +1,11 @@
 //! `cargo xtask scenarios`: gdb against running guests.
 
+mod abilities;
 mod catalog;
 mod cloud_hypervisor;
 mod fleet;
 mod guests;
+mod places;
 mod qemu;
 mod script;
 mod snapshots;
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
+use crate::arch::Arch;
 use crate::context::Context;
 use crate::host::KvmHost;
 use crate::packages::Tool;
@@ -26,9 +29,11 @@ use crate::progress::{note, tail};
 use crate::report::{CaseResult, Counts, Status};
 use crate::symbols::kernel_symbols;
 use crate::vmm::{Guest, GuestOptions};
+use abilities::Abilities;
 use catalog::{GuestKind, Scenario};
 use cloud_hypervisor::CloudHypervisor;
 pub(crate) use fleet::Fleet;
+pub(crate) use places::run_on_x86_64;
 use qemu::QemuTcg;
 use script::{Facts, Outcome};
 pub(crate) use vmm::{ReferenceMover, RunningGuest};
@@ -37,6 +42,9 @@ use vmm::{ReferenceVmm, Vmm};
 /// How long the Linux guest may take to its init, in a guest of an emulated host on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// The same on this machine's own KVM. Where that can't run a kernel, this is waited for in vain.
+const NATIVE_BOOT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Memory in MiB of a guest that moves: enough for Debian's kernel, and little to move.
 const MOVING_MEMORY: u32 = 128;
 
@@ -44,7 +52,7 @@ const MOVING_MEMORY: u32 = 128;
 const AGENT_READY: &str = "guest agent ready";
 
 /// Options of `scenarios`.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct ScenarioOptions {
     /// The VMM to test: reference-vmm, cloud-hypervisor (with --binary), qemu (Debian's, with KVM), or qemu-tcg (QEMU's
     /// emulation, without KVM)
@@ -67,9 +75,24 @@ pub struct ScenarioOptions {
     pub json: Option<PathBuf>,
 }
 
+impl Default for ScenarioOptions {
+    /// All of the suite on reference-vmm.
+    fn default() -> Self {
+        Self {
+            vmm: "reference-vmm".to_owned(),
+            binary: None,
+            pristine: None,
+            only: Vec::new(),
+            limit: None,
+            json: None,
+        }
+    }
+}
+
 /// The command: boots a host, runs the suite, prints the sum.
 pub fn main(context: &Context, options: &ScenarioOptions) -> Result<ExitCode> {
     let host = match options.vmm.as_str() {
+        _ if context.arch() == Arch::X86_64 => None,
         "qemu-tcg" => {
             context.packages.ensure(&[Tool::Qemu, Tool::CrossGcc, Tool::Gdb, Tool::Python])?;
             None
@@ -80,7 +103,13 @@ pub fn main(context: &Context, options: &ScenarioOptions) -> Result<ExitCode> {
             Some(KvmHost::start(context)?)
         }
     };
-    let results = suite(context, host.as_ref(), options)?;
+    let results = match context.arch() {
+        Arch::Arm64 => suite(context, host.as_ref(), options)?,
+        Arch::X86_64 => {
+            context.prepare(&[Tool::Gdb, Tool::Python, Tool::QemuX86])?;
+            run_on_x86_64(context, options)?
+        }
+    };
     let mut counts = Counts::default();
     for result in &results {
         counts += Counts::one(result.status);
@@ -98,18 +127,7 @@ pub fn run(context: &Context, host: &KvmHost, options: &ScenarioOptions) -> Resu
 }
 
 fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -> Result<Vec<CaseResult>> {
-    let directory = paths::root().join("tests/scenarios");
-    let mut scenarios = catalog::load(&directory)?;
-    scenarios.extend(catalog::load_own(&directory, &options.vmm)?);
-    if !options.only.is_empty() {
-        scenarios.retain(|scenario| options.only.iter().any(|name| scenario.name.contains(name.as_str())));
-    }
-    if scenarios.is_empty() {
-        bail!("no scenario has a name that contains {}", options.only.join(" or "));
-    }
-    if let Some(limit) = options.limit.map(Duration::from_secs) {
-        scenarios.iter_mut().for_each(|scenario| scenario.timeout = scenario.timeout.min(limit));
-    }
+    let scenarios = select(context, options)?;
     let binary = options.binary.as_deref();
     if options.vmm == "cloud-hypervisor" && binary.is_none() {
         let reason = "cloud-hypervisor is not built here; --binary PATH names an arm64 one";
@@ -137,13 +155,33 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
         }
         (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm, cloud-hypervisor, qemu or qemu-tcg"),
     };
-    let mut suite = Suite { context, host, vmm: vmm.as_ref(), guest: None };
+    let mut suite = Suite::new(context, host, vmm.as_ref(), Abilities::All);
     let results: Vec<_> = scenarios.iter().map(|scenario| suite.run(scenario)).collect();
-    if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&results)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    write_json(options, &results)?;
     Ok(results)
+}
+
+/// The scenarios that are asked for.
+fn select(context: &Context, options: &ScenarioOptions) -> Result<Vec<Scenario>> {
+    let directory = paths::root().join("tests/scenarios");
+    let mut scenarios = catalog::load_for(&directory, context.arch())?;
+    scenarios.extend(catalog::load_own(&directory, &options.vmm)?);
+    if !options.only.is_empty() {
+        scenarios.retain(|scenario| options.only.iter().any(|name| scenario.name.contains(name.as_str())));
+    }
+    if scenarios.is_empty() {
+        bail!("no scenario has a name that contains {}", options.only.join(" or "));
+    }
+    if let Some(limit) = options.limit.map(Duration::from_secs) {
+        scenarios.iter_mut().for_each(|scenario| scenario.timeout = scenario.timeout.min(limit));
+    }
+    Ok(scenarios)
+}
+
+fn write_json(options: &ScenarioOptions, results: &[CaseResult]) -> Result<()> {
+    let Some(path) = &options.json else { return Ok(()) };
+    let text = serde_json::to_string_pretty(results)?;
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Runs a script that moves a Linux guest from VMM to VMM and measures something; answers what it prints.
@@ -153,7 +191,7 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
 pub(crate) fn measure(context: &Context, host: &KvmHost, binary: &Path, script: &Path) -> Result<String> {
     let vmm = ReferenceVmm::new(context, host, Some(binary))?;
     let scenario = catalog::load_file(script)?;
-    let mut suite = Suite { context, host: Some(host), vmm: &vmm, guest: None };
+    let mut suite = Suite::new(context, Some(host), &vmm, Abilities::All);
     let outcome = suite.moves(&scenario)?.context("this VMM's guests can't be moved")?;
     if outcome.status != Status::Passed {
         bail!("{}: {}", script.display(), outcome.reason.unwrap_or_default());
@@ -207,6 +245,8 @@ struct Suite<'a> {
     context: &'a Context,
     host: Option<&'a KvmHost>,
     vmm: &'a dyn Vmm,
+    /// What the host can do.
+    abilities: Abilities,
     /// The Linux guest that the next scenario may use.
     guest: Option<LinuxGuest>,
 }
@@ -217,7 +257,29 @@ struct LinuxGuest {
     facts: Facts,
 }
 
+impl<'a> Suite<'a> {
+    fn new(context: &'a Context, host: Option<&'a KvmHost>, vmm: &'a dyn Vmm, abilities: Abilities) -> Self {
+        Self { context, host, vmm, abilities, guest: None }
+    }
+}
+
 impl Suite<'_> {
+    /// What the host is.
+    fn place(&self) -> &'static str {
+        if self.host.is_some_and(KvmHost::is_emulated) { "KVM in QEMU's SVM" } else { "this machine's KVM" }
+    }
+
+    /// What every script gets to know.
+    fn facts(&self, guest: &dyn RunningGuest, cpus: u32) -> Facts {
+        let mut facts = self.abilities.facts();
+        facts.extend([
+            ("GDB_TARGET", guest.address()),
+            ("GDB_CPUS", cpus.to_string()),
+            ("GUEST_ARCH", self.context.arch().name().to_owned()),
+        ]);
+        facts
+    }
+
     /// Runs one scenario and prints its line.
     fn run(&mut self, scenario: &Scenario) -> CaseResult {
         let started = Instant::now();
@@ -244,10 +306,10 @@ impl Suite<'_> {
             return self.attempt_driven(scenario);
         }
         let (mut guest, facts) = match scenario.guest {
-            GuestKind::Bare => self.bare(scenario)?,
+            GuestKind::Bare => self.bare(&scenario.guest_options())?,
             GuestKind::Linux => self.linux(scenario)?,
         };
-        let connection = [("GDB_TARGET", guest.address()), ("GDB_CPUS", scenario.cpus.to_string())];
+        let connection = self.facts(&*guest, scenario.cpus);
         let outcome = script::run(scenario, &[facts.as_slice(), &connection, &guest.facts()].concat())?;
         let (mut status, mut reason) = (outcome.status, outcome.reason);
         // Whatever a client did, the VMM has to be there afterwards.
@@ -282,11 +344,11 @@ impl Suite<'_> {
     fn attempt_driven(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
         let mover = self.vmm.mover().context("this VMM's guests can't be moved by the suite")?;
         let (guest, facts) = match scenario.guest {
-            GuestKind::Bare => self.bare(scenario)?,
-            GuestKind::Linux => self.new_linux(scenario, GuestOptions::default().memory)?,
+            GuestKind::Bare => self.bare(&scenario.guest_options())?,
+            GuestKind::Linux => self.new_linux(scenario.guest_options())?,
         };
         let guest: Arc<dyn RunningGuest> = guest.into();
-        let connection = [("GDB_TARGET", guest.address()), ("GDB_CPUS", scenario.cpus.to_string())];
+        let connection = self.facts(&*guest, scenario.cpus);
         let outcome = Fleet::new(mover, guest.clone()).serve(|socket| {
             let fleet = [("FLEET", socket.display().to_string())];
             script::run(scenario, &[facts.as_slice(), &connection, &fleet, &guest.facts()].concat())
@@ -310,14 +372,11 @@ impl Suite<'_> {
         let Some(mover) = self.vmm.mover() else { return Ok(None) };
         // The host's memory is not for guests that nobody uses.
         self.guest = None;
-        let (guest, facts) = self.new_linux(scenario, MOVING_MEMORY)?;
+        let (guest, facts) = self.new_linux(GuestOptions { memory: MOVING_MEMORY, ..scenario.guest_options() })?;
         let guest: Arc<dyn RunningGuest> = guest.into();
         let ram = self.vmm.layout(scenario.cpus).ram_base;
-        let connection = [
-            ("GDB_TARGET", guest.address()),
-            ("GDB_CPUS", scenario.cpus.to_string()),
-            ("RAM_BASE", format!("{ram:#x}")),
-        ];
+        let mut connection = self.facts(&*guest, scenario.cpus);
+        connection.push(("RAM_BASE", format!("{ram:#x}")));
         let outcome = Fleet::new(mover, guest.clone()).serve(|socket| {
             // For what needs no KVM, and is done on this machine.
             let fleet = [("FLEET", socket.display().to_string()), ("REFERENCE_VMM", self.native_vmm()?)];
@@ -331,15 +390,13 @@ impl Suite<'_> {
     }
 
     /// A new bare-metal guest that has executed nothing yet.
-    fn bare(&self, scenario: &Scenario) -> Result<(Box<dyn RunningGuest>, Facts)> {
-        let elf = guests::bare(self.context, &self.vmm.layout(scenario.cpus))?;
+    fn bare(&self, options: &GuestOptions) -> Result<(Box<dyn RunningGuest>, Facts)> {
+        let elf = guests::bare(self.context, &self.vmm.layout(options.cpus))?;
         let guest = self.vmm.start(&GuestOptions {
             kernel: Some(elf.clone()),
-            cpus: scenario.cpus,
             memory: 64,
             wait_for_gdb: true,
-            spare: scenario.drives_vmm,
-            ..GuestOptions::default()
+            ..options.clone()
         })?;
         Ok((guest, vec![("GUEST_ELF", elf.display().to_string())]))
     }
@@ -350,22 +407,17 @@ impl Suite<'_> {
         if let Some(guest) = self.guest.take().filter(fits) {
             return Ok((guest.running, guest.facts));
         }
-        self.new_linux(scenario, GuestOptions::default().memory)
+        self.new_linux(scenario.guest_options())
     }
 
-    fn new_linux(&self, scenario: &Scenario, memory: u32) -> Result<(Box<dyn RunningGuest>, Facts)> {
+    /// A new Linux guest whose init is up; of the options its number of vCPUs, its memory and what it is for.
+    fn new_linux(&self, options: GuestOptions) -> Result<(Box<dyn RunningGuest>, Facts)> {
         let (agent, initrd) = guests::agent(self.context, self.vmm.drivers())?;
         let symbols = kernel_symbols(self.context, self.host)?;
-        let mut guest = self.vmm.start(&GuestOptions {
-            initrd: Some(initrd),
-            cmdline: format!("console={} nokaslr quiet panic=-1", self.vmm.console()),
-            cpus: scenario.cpus,
-            memory,
-            spare: scenario.drives_vmm,
-            moves: scenario.moves,
-            ..GuestOptions::default()
-        })?;
-        guest.wait_for(AGENT_READY, BOOT_TIMEOUT)?;
+        let cmdline = format!("console={} nokaslr quiet panic=-1 {}", self.vmm.console(), self.vmm.cmdline());
+        let mut guest = self.vmm.start(&GuestOptions { initrd: Some(initrd), cmdline, ..options })?;
+        let emulated = self.host.is_none_or(KvmHost::is_emulated);
+        guest.wait_for(AGENT_READY, if emulated { BOOT_TIMEOUT } else { NATIVE_BOOT_TIMEOUT })?;
         let facts = vec![("GUEST_ELF", agent.display().to_string()), ("KERNEL_ELF", symbols.display().to_string())];
         Ok((guest, facts))
     }

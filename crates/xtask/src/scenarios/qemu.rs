@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::guests::GuestLayout;
+use super::guests::{GuestLayout, Machine};
 use super::vmm::{RunningGuest, Vmm};
 use crate::assets;
 use crate::context::Context;
@@ -19,8 +19,11 @@ use crate::progress::tail;
 use crate::vmm::GuestOptions;
 
 /// The machine `virt`, in QEMU's hw/arm/virt.c. The device tree is at the start of RAM.
-const VIRT: GuestLayout =
-    GuestLayout { ram_base: 0x4000_0000, load_offset: 0x20_0000, gicd: 0x0800_0000, gicr: 0x080a_0000 };
+const VIRT: GuestLayout = GuestLayout {
+    ram_base: 0x4000_0000,
+    load_offset: 0x20_0000,
+    machine: Machine::Gic { distributor: 0x0800_0000, redistributor: 0x080a_0000 },
+};
 
 impl Vmm for Qemu<'_> {
     fn layout(&self, _cpus: u32) -> GuestLayout {

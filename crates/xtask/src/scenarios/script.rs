@@ -118,6 +118,7 @@ mod tests {
             interpreter: Interpreter::Python,
             last: false,
             moves: false,
+            needs: Vec::new(),
             drives_vmm: false,
         };
         run(&scenario, &vec![("FACT", "a fact".to_owned())]).unwrap()

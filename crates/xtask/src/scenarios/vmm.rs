@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result, bail};
 use kvm_agent::Signal;
 
 use super::fleet::Landing;
-use super::guests::GuestLayout;
+use super::guests::{GuestLayout, Machine};
 use super::script::Facts;
 use super::snapshots::Snapshots;
+use crate::arch::Arch;
 use crate::context::Context;
 use crate::host::{KvmHost, command};
 use crate::progress::tail;
@@ -34,6 +35,11 @@ pub(super) trait Vmm {
     /// Kernel modules without which its guests can't be moved.
     fn drivers(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// What Linux has to be told beside that, on its command line.
+    fn cmdline(&self) -> &'static str {
+        ""
     }
 
     /// Starts a guest; its gdb socket is open when this returns.
@@ -153,9 +159,25 @@ impl<'a> ReferenceVmm<'a> {
 }
 
 impl Vmm for ReferenceVmm<'_> {
-    // The map of crates/reference-vmm/src/layout.rs, an arm64-only crate.
+    // The maps of crates/reference-vmm/src/layout.rs and src/pc/layout.rs, each in a part for its architecture only.
     fn layout(&self, _cpus: u32) -> GuestLayout {
-        GuestLayout { ram_base: 0x8000_0000, load_offset: 0, gicd: 0x1000_0000, gicr: 0x1100_0000 }
+        match self.context.arch() {
+            Arch::Arm64 => {
+                let machine = Machine::Gic { distributor: 0x1000_0000, redistributor: 0x1100_0000 };
+                GuestLayout { ram_base: 0x8000_0000, load_offset: 0, machine }
+            }
+            Arch::X86_64 => {
+                GuestLayout { ram_base: 0, load_offset: 0x10_0000, machine: Machine::Pc { apic: 0xfee0_0000 } }
+            }
+        }
+    }
+
+    fn cmdline(&self) -> &'static str {
+        match self.context.arch() {
+            Arch::Arm64 => "",
+            // Whoever calibrates the TSC with a debugger's stops in between gets it wrong; the rest takes long to emulate.
+            Arch::X86_64 => "mitigations=off tsc=reliable",
+        }
     }
 
     fn console(&self) -> &'static str {

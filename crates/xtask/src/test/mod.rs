@@ -18,7 +18,7 @@ use crate::host::{self, HOST_VARIABLE, KvmHost};
 use crate::packages::{Declined, Tool};
 use crate::patches;
 use crate::progress::note;
-use crate::report::{Counts, Status};
+use crate::report::{CaseResult, Counts, Status};
 use crate::runner::{FILE_VARIABLE, runner_variable};
 use crate::scenarios::{self, ScenarioOptions};
 use crate::toolchain::cargo;
@@ -77,6 +77,7 @@ pub fn test(context: &Context, options: &TestOptions) -> Result<ExitCode> {
         cargo().args(["doc", "--quiet", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"),
     );
     on_x86_64(context, options, host_is_possible, &mut report);
+    scenarios_on_x86_64(context, options, host_is_possible, &mut report);
     if options.no_host {
         report.skip("tests on the KVM host", "left out by --no-host");
         report.skip("scenarios", "left out by --no-host");
@@ -158,20 +159,21 @@ fn on_host(context: &Context, options: &TestOptions, report: &mut Report) {
         report.skip("scenarios", "left out by --no-scenarios");
         return;
     }
-    let started = report.begin("scenarios");
-    match scenarios::run(context, &host, &ScenarioOptions { vmm: "reference-vmm".to_owned(), ..Default::default() }) {
-        Ok(results) => {
-            let mut counts = Counts::default();
-            for result in &results {
-                counts += Counts::one(result.status);
-                if result.status != Status::Passed {
-                    let name = format!("scenario {}", result.name);
-                    report.explain(result.status, &name, result.reason.as_deref().unwrap_or("no reason given"));
-                }
-            }
-            report.end("scenarios", started, counts);
-        }
-        Err(error) => report.fail("scenarios", &format!("{error:#}")),
+    report.scenarios("scenarios", || scenarios::run(context, &host, &ScenarioOptions::default()));
+}
+
+/// The scenarios of x86_64 guests, each where it can run: on `/dev/kvm` of this machine, or on KVM in QEMU.
+fn scenarios_on_x86_64(context: &Context, options: &TestOptions, possible: bool, report: &mut Report) {
+    let name = "x86_64 scenarios";
+    if options.no_host || options.no_scenarios {
+        report.skip(name, if options.no_host { "left out by --no-host" } else { "left out by --no-scenarios" });
+    } else if !Arch::X86_64.is_here() {
+        report.skip(name, "they run on x86_64 machines only");
+    } else if !possible {
+        report.skip(name, "the packages for them cannot be had");
+    } else {
+        let context = context.of(Arch::X86_64);
+        report.scenarios(name, || scenarios::run_on_x86_64(&context, &ScenarioOptions::default()));
     }
 }
 
@@ -289,6 +291,24 @@ impl Report {
 
     fn command(&mut self, name: &str, command: &mut Command) {
         self.outcome(name, || succeed(command));
+    }
+
+    /// A run of scenarios, which are counted one by one.
+    fn scenarios(&mut self, name: &str, run: impl FnOnce() -> Result<Vec<CaseResult>>) {
+        let started = self.begin(name);
+        let results = match run() {
+            Ok(results) => results,
+            Err(error) => return self.fail(name, &format!("{error:#}")),
+        };
+        let mut counts = Counts::default();
+        for result in &results {
+            counts += Counts::one(result.status);
+            if result.status != Status::Passed {
+                let name = format!("{name}: {}", result.name);
+                self.explain(result.status, &name, result.reason.as_deref().unwrap_or("no reason given"));
+            }
+        }
+        self.end(name, started, counts);
     }
 
     /// A run of `cargo test`, whose tests are counted one by one.

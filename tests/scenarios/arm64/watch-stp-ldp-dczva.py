@@ -12,9 +12,9 @@ def body() -> None:
     set_mem(base, b"\xff" * 256)
 
     ops = [
-        Op("stp", base + 16, 0x11, hits=True),  # first watched byte is the second register's
-        Op("stp", base + 8, 0x12),  # ends right in front of it
-        Op("stp", base + 32, 0x13),  # begins right behind it
+        Op("store_pair", base + 16, 0x11, hits=True),  # first watched byte is the second register's
+        Op("store_pair", base + 8, 0x12),  # ends right in front of it
+        Op("store_pair", base + 32, 0x13),  # begins right behind it
         Op("store8", base + 27, 0x14, hits=True),  # in the middle
         Op("store64", base + 20, 0x1500000015, hits=True),  # unaligned, last half only
         Op("load64", base + 24),  # a read is no write
@@ -31,8 +31,8 @@ def body() -> None:
     set_u64("selected", TESTS.index("ops"))
     set_mem(base, bytes(range(64)))
     ops = [
-        Op("ldp", base + 16, hits=True),
-        Op("ldp", base + 32),
+        Op("load_pair", base + 16, hits=True),
+        Op("load_pair", base + 32),
         Op("load8", base + 31, hits=True),
         Op("store8", base + 31, 0x99),  # a write is no read
         Op("load32", base + 22, hits=True),

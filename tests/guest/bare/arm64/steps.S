@@ -109,12 +109,13 @@ el0_svc:
 el0_end:
 
     // A long run of plain instructions, for many steps with interrupts pending.
-    .global step_plain, step_plain_end
+    .global step_plain, step_plain_add, step_plain_end
 step_plain:
     mov x0, #0
     mov x1, #2000
-1:  add x0, x0, x1
+step_plain_add:
+    add x0, x0, x1
     subs x1, x1, #1
-    b.ne 1b
+    b.ne step_plain_add
 step_plain_end:
     ret
