@@ -1,106 +1,27 @@
 """The demo: gdb shows what the debugger does to a running guest, and checks each answer.
 
 Runs inside gdb. The runner passes facts through the environment: DEMO_TARGET (what `target remote` takes),
-DEMO_KERNEL and DEMO_PROGRAM (ELF files with symbols), DEMO_CPUS, DEMO_RESULTS (file for the results, as JSON) and
-DEMO_VERBOSE (whether to show more).
+DEMO_KERNEL and DEMO_PROGRAM (ELF files with symbols), DEMO_CPUS, DEMO_SNAPSHOTS, and those of frame.py and fleet.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
-import threading
-import time
-import traceback
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Iterator
 
 import gdb
-from gdbcase import PSTATE_DAIF, Failure, check, equal, reg, where
+from arch import *
+from frame import *
+from gdbcase import check, equal, reg, where
 from fleet import Vm, ask, kill, output, receive, restore
 from linux import in_interrupt
 
 STEPS = 20
 PERIOD = 0.0625  # of heartbeat.c
-# Longest that one command may take on a slow and busy machine.
-PATIENCE = 60.0
 # CNTV_CTL_EL0: the timer is on, its interrupt is not masked, and it has fired.
 TIMER_FIRED = 0b101
-
-_stops: list[gdb.StopEvent] = []
-_results: list[dict[str, object]] = []
-
-
-# ---------------------------------------------------------------- a command and its answer
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-@contextmanager
-def patience(what: str) -> Iterator[None]:
-    """Says that something takes long, and ends it when it takes too long, as Ctrl-C would."""
-    over = threading.Event()
-
-    def watch() -> None:
-        started = time.monotonic()
-        while not over.wait(5.0):
-            seconds = time.monotonic() - started
-            if seconds > PATIENCE:
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            say(f"      ... {what}: {seconds:.0f} s")
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-
-
-def show(command: str) -> str:
-    """Executes a command and prints it with its answer, which is returned."""
-    say(f"(gdb) {command}")
-    with patience(command):
-        answer = gdb.execute(command, to_string=True)
-    for line in answer.strip("\n").splitlines():
-        say(line)
-    return answer
-
-
-def resume(command: str, end: str = "\n") -> gdb.StopEvent:
-    """Executes a command that lets the guest run, and prints it with gdb's report of the stop."""
-    print(f"(gdb) {command}", end=end, flush=True)
-    _stops.clear()
-    # What gdb says about a stop cannot be relied on to come as the command's answer.
-    with patience(command):
-        gdb.execute(command)
-        gdb.flush()
-    check(bool(_stops), f"the guest did not stop after {command}")
-    return _stops[0]
-
-
-def cont(expected: str) -> gdb.Breakpoint:
-    """Continues to the only breakpoint there is; answers it."""
-    event = resume("continue")
-    hit = getattr(event, "breakpoints", [])
-    check(len(hit) == 1, f"stopped in {where(reg('pc'))} instead of at the {expected}")
-    return hit[0]
-
-
-def function() -> str:
-    return where(reg("pc")).split(" ")[0]
-
-
-def clear() -> None:
-    if gdb.breakpoints():
-        show("delete")
-
-
-def value(expression: str) -> int:
-    return int(gdb.parse_and_eval(expression))
 
 
 # ---------------------------------------------------------------- what is shown
@@ -300,41 +221,4 @@ PARTS = (
 )
 
 
-# ---------------------------------------------------------------- the frame around it
-
-def attempt(number: int, part: Callable[[], None]) -> None:
-    title = part.__doc__ or part.__name__
-    say(f"\n--- {number}. {title[0].upper()}{title[1:]}")
-    reason = None
-    try:
-        part()
-    except Failure as failure:
-        reason = str(failure)
-    except BaseException as error:  # gdb's errors, KeyboardInterrupt: whatever it was, it did not come true
-        if os.environ.get("DEMO_VERBOSE"):
-            traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}"
-    if reason:
-        say(f"# This did not come true: {reason}")
-    _results.append({"what": title, "reason": reason})
-
-
-def main() -> None:
-    for setting in ("pagination off", "confirm off", "width 0", "height 0", "architecture aarch64", "remotetimeout 60",
-                    "tcp connect-timeout 60", "print thread-events off"):
-        gdb.execute(f"set {setting}", to_string=True)
-    gdb.events.stop.connect(lambda event: _stops.__setitem__(slice(None), [event]))
-    for number, part in enumerate(PARTS, 1):
-        attempt(number, part)
-        if part is attach and _results[-1]["reason"]:
-            break
-    # A guest that is still attached would be killed by gdb's end.
-    if gdb.selected_inferior().pid:
-        gdb.execute("delete")
-        gdb.execute("detach", to_string=True)
-    with open(os.environ["DEMO_RESULTS"], "w", encoding="utf-8") as file:
-        json.dump(_results, file)
-    gdb.execute(f"quit {int(any(result['reason'] for result in _results))}")
-
-
-main()
+run(PARTS)

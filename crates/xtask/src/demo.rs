@@ -1,7 +1,9 @@
 //! `cargo xtask demo`: what the debugger can do, shown on a Linux guest.
 //!
-//! gdb runs tests/demo/demo.py, which prints each command with gdb's answer and checks the answer. What came true it
+//! gdb runs a script of tests/demo, which prints each command with gdb's answer and checks the answer. What came true it
 //! leaves in a file, and that file decides.
+
+mod x86_64;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::arch::Arch;
 use crate::assets::{GuestFile, compile_guest_program, guest_initramfs, without_debug_info};
 use crate::context::Context;
 use crate::host::KvmHost;
@@ -44,6 +47,9 @@ pub struct DemoOptions {
 /// Runs the demo; succeeds only if all that it shows came true.
 pub fn demo(context: &Context, options: &DemoOptions) -> Result<ExitCode> {
     let started = Instant::now();
+    if context.arch() == Arch::X86_64 {
+        return x86_64::demo(context, options, started);
+    }
     context.prepare(&[Tool::Gdb])?;
     let program = heartbeat(context)?;
     let host = KvmHost::start(context)?;
@@ -65,21 +71,31 @@ pub fn demo(context: &Context, options: &DemoOptions) -> Result<ExitCode> {
             ("DEMO_TARGET", address.as_str()),
             ("DEMO_SNAPSHOTS", snapshots.as_str()),
             ("FLEET", socket.to_str().context("the socket's path is no text")?),
+            ("DEMO_KERNEL", &paths::short(&symbols)),
+            ("DEMO_PROGRAM", &paths::short(&program)),
+            ("DEMO_CPUS", &GuestOptions::default().cpus.to_string()),
         ];
-        show(&facts, &symbols, &program, options)
+        show("demo.py", &facts, options)
     })?;
     let guest = fleet.last()?;
     shown.push(goes_on(&*guest));
+    Ok(conclude(&shown, &*guest, options, started))
+}
+
+/// Prints what came true.
+fn conclude(shown: &[Shown], guest: &dyn RunningGuest, options: &DemoOptions, started: Instant) -> ExitCode {
     if options.verbose {
         println!("\n--- The end of the guest's console\n{}", tail(&guest.output()));
     }
     println!("\n--- What came true");
-    for line in &shown {
+    for line in shown {
         println!("{line}");
     }
-    let failed = shown.iter().filter(|shown| shown.reason.is_some()).count();
-    println!("{} of {}, in {} s", shown.len() - failed, shown.len(), started.elapsed().as_secs());
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let absent = shown.iter().filter(|shown| shown.absent.is_some()).count();
+    let (shown, failed) = (shown.len() - absent, shown.iter().filter(|shown| shown.reason.is_some()).count());
+    let rest = if absent > 0 { format!("; {absent} can't be shown here") } else { String::new() };
+    println!("{} of {shown}, in {} s{rest}", shown - failed, started.elapsed().as_secs());
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The guest's program, with its debug information.
@@ -114,27 +130,27 @@ struct Shown {
     what: String,
     /// Why it did not come true.
     reason: Option<String>,
+    /// What it takes that is not there.
+    #[serde(default)]
+    absent: Option<String>,
 }
 
 impl std::fmt::Display for Shown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.reason {
-            None => write!(f, "✓ {}", self.what),
-            Some(reason) => write!(f, "✗ {}: {reason}", self.what),
+        match (&self.reason, &self.absent) {
+            (None, None) => write!(f, "✓ {}", self.what),
+            (None, Some(absent)) => write!(f, "- {}: not shown, {absent}", self.what),
+            (Some(reason), _) => write!(f, "✗ {}: {reason}", self.what),
         }
     }
 }
 
 /// gdb's part.
-fn show(facts: &[(&str, &str)], symbols: &Path, program: &Path, options: &DemoOptions) -> Result<Vec<Shown>> {
+fn show(script: &str, facts: &[(&str, &str)], options: &DemoOptions) -> Result<Vec<Shown>> {
     let results = paths::cache().join(format!("demo-{}.json", std::process::id()));
     paths::remove(&results)?;
-    let mut gdb = gdb(&directory().join("demo.py"));
-    gdb.envs(facts.iter().copied())
-        .env("DEMO_KERNEL", paths::short(symbols))
-        .env("DEMO_PROGRAM", paths::short(program))
-        .env("DEMO_CPUS", GuestOptions::default().cpus.to_string())
-        .env("DEMO_RESULTS", &results);
+    let mut gdb = gdb(&directory().join(script));
+    gdb.envs(facts.iter().copied()).env("DEMO_RESULTS", &results);
     if options.verbose {
         gdb.env("DEMO_VERBOSE", "1");
     }
@@ -156,7 +172,7 @@ pub(crate) fn gdb(script: &Path) -> Command {
     gdb.args(["-nx", "-batch", "-x"])
         .arg(script)
         .current_dir(paths::root())
-        .env("PYTHONPATH", paths::root().join("tests/scenarios/lib"))
+        .env("PYTHONPATH", format!("{}:{}", paths::root().join("tests/scenarios/lib").display(), directory().display()))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .stdin(Stdio::null());
     gdb
@@ -186,11 +202,11 @@ fn goes_on(guest: &dyn RunningGuest) -> Shown {
     while beats() < before + 2 {
         if guest.ended_within(Duration::from_millis(50)).is_some() || Instant::now() > deadline {
             let reason = format!("its console ends with\n{}", tail(&guest.output()));
-            return Shown { what, reason: Some(reason) };
+            return Shown { what, reason: Some(reason), absent: None };
         }
     }
     note("ending the guest and its host");
-    Shown { what, reason: None }
+    Shown { what, reason: None, absent: None }
 }
 
 #[cfg(test)]
@@ -199,8 +215,12 @@ mod tests {
 
     #[test]
     fn results_are_read_and_shown() {
-        let text = r#"[{"what": "a", "reason": null}, {"what": "b", "reason": "c is 1"}]"#;
+        let text = r#"[{"what": "a", "reason": null}, {"what": "b", "reason": "c is 1"},
+                       {"what": "d", "reason": null, "absent": "no e"}]"#;
         let shown: Vec<Shown> = serde_json::from_str(text).unwrap();
-        assert_eq!(shown.iter().map(ToString::to_string).collect::<Vec<_>>(), ["✓ a", "✗ b: c is 1"]);
+        assert_eq!(
+            shown.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["✓ a", "✗ b: c is 1", "- d: not shown, no e"]
+        );
     }
 }

@@ -133,7 +133,7 @@ impl Suite<'_> {
     ///
     /// # Errors
     /// If the guest to try it out cannot be made.
-    fn can(&mut self, ability: &Ability) -> Result<bool> {
+    pub(super) fn can(&mut self, ability: &Ability) -> Result<bool> {
         let Abilities::Found(found) = &self.abilities else { return Ok(true) };
         if let Some(there) = found.get(ability) {
             return Ok(*there);

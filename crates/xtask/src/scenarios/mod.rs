@@ -5,6 +5,7 @@ mod catalog;
 mod cloud_hypervisor;
 mod fleet;
 mod guests;
+mod others;
 mod places;
 mod qemu;
 mod script;
@@ -28,11 +29,12 @@ use crate::peer::Qemu;
 use crate::progress::{note, tail};
 use crate::report::{CaseResult, Counts, Status};
 use crate::symbols::kernel_symbols;
-use crate::vmm::{Guest, GuestOptions};
+use crate::vmm::GuestOptions;
 use abilities::Abilities;
 use catalog::{GuestKind, Scenario};
 use cloud_hypervisor::CloudHypervisor;
 pub(crate) use fleet::Fleet;
+pub(crate) use others::{AgentGuest, agent_guest, bare_guest, measure};
 pub(crate) use places::run_on_x86_64;
 use qemu::QemuTcg;
 use script::{Facts, Outcome};
@@ -182,63 +184,6 @@ fn write_json(options: &ScenarioOptions, results: &[CaseResult]) -> Result<()> {
     let Some(path) = &options.json else { return Ok(()) };
     let text = serde_json::to_string_pretty(results)?;
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Runs a script that moves a Linux guest from VMM to VMM and measures something; answers what it prints.
-///
-/// # Errors
-/// If it fails.
-pub(crate) fn measure(context: &Context, host: &KvmHost, binary: &Path, script: &Path) -> Result<String> {
-    let vmm = ReferenceVmm::new(context, host, Some(binary))?;
-    let scenario = catalog::load_file(script)?;
-    let mut suite = Suite::new(context, Some(host), &vmm, Abilities::All);
-    let outcome = suite.moves(&scenario)?.context("this VMM's guests can't be moved")?;
-    if outcome.status != Status::Passed {
-        bail!("{}: {}", script.display(), outcome.reason.unwrap_or_default());
-    }
-    Ok(outcome.output)
-}
-
-/// The files of the Linux guest with the agent, for whoever starts it without the suite.
-pub(crate) struct AgentGuest {
-    agent: PathBuf,
-    initrd: PathBuf,
-    symbols: PathBuf,
-}
-
-/// Builds them.
-///
-/// # Errors
-/// If a part of it cannot be had.
-pub(crate) fn agent_guest(context: &Context, host: &KvmHost) -> Result<AgentGuest> {
-    let (agent, initrd) = guests::agent(context, &[])?;
-    Ok(AgentGuest { agent, initrd, symbols: kernel_symbols(context, Some(host))? })
-}
-
-impl AgentGuest {
-    /// How to start it, with little memory.
-    pub(crate) fn options(&self, cmdline: &str) -> GuestOptions {
-        let (initrd, cmdline) = (Some(self.initrd.clone()), cmdline.to_owned());
-        GuestOptions { initrd, cmdline, memory: MOVING_MEMORY, ..GuestOptions::default() }
-    }
-
-    /// Waits until the agent is there.
-    ///
-    /// # Errors
-    /// If it does not come, with the end of the console.
-    pub(crate) fn wait(&self, guest: &Guest) -> Result<()> {
-        guest.vmm.wait_for(AGENT_READY, 0, BOOT_TIMEOUT).map(drop)
-    }
-
-    /// What scripts want to know of it.
-    pub(crate) fn facts(&self, guest: &Guest) -> [(&'static str, String); 4] {
-        [
-            ("GDB_TARGET", guest.address()),
-            ("GDB_CPUS", GuestOptions::default().cpus.to_string()),
-            ("GUEST_ELF", self.agent.display().to_string()),
-            ("KERNEL_ELF", self.symbols.display().to_string()),
-        ]
-    }
 }
 
 struct Suite<'a> {
