@@ -1,7 +1,7 @@
-//! What `cargo xtask` uses to do things inside the arm64 KVM host: upload a file, run a command and stream its output,
+//! What `cargo xtask` uses to do things inside the KVM host: upload a file, run a command and stream its output,
 //! connect to a socket.
 //!
-//! The emulated host starts the `kvm-agent` binary; on a machine that is an arm64 KVM host itself, `cargo xtask` runs
+//! The emulated host starts the `kvm-agent` binary; on a machine that is a KVM host itself, `cargo xtask` runs
 //! [`serve`] on a thread of its own. So there is one way to drive a host, and the tests of this crate cover both.
 //!
 //! One TCP connection carries one [`Request`]. The client proves itself with a token first, because the port is open to
