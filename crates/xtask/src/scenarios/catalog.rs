@@ -7,7 +7,7 @@
 //! ```
 //!
 //! so that adding a scenario means adding a file. Keys: `guest` is `bare` or `linux`; `cpus` and `timeout` (seconds) are
-//! numbers; `moves=yes` gives it a Linux guest of its own that it may save and move; `tool` is `gdb` (the default: the file
+//! numbers; `moves=yes` gives it a guest of its own that it may save and move; `tool` is `gdb` (the default: the file
 //! runs inside gdb) or `python`; `last=yes` puts a scenario that leaves its guest changed behind the others of that guest;
 //! `needs` are the abilities without which a host is of no use to it, with commas between them.
 

@@ -317,7 +317,11 @@ impl Suite<'_> {
         let Some(mover) = self.vmm.mover() else { return Ok(None) };
         // The host's memory is not for guests that nobody uses.
         self.guest = None;
-        let (guest, facts) = self.new_linux(GuestOptions { memory: MOVING_MEMORY, ..scenario.guest_options() })?;
+        let options = scenario.guest_options();
+        let (guest, facts) = match scenario.guest {
+            GuestKind::Bare => self.bare(&options)?,
+            GuestKind::Linux => self.new_linux(GuestOptions { memory: MOVING_MEMORY, ..options })?,
+        };
         let guest: Arc<dyn RunningGuest> = guest.into();
         let ram = self.vmm.layout(scenario.cpus).ram_base;
         let mut connection = self.facts(&*guest, scenario.cpus);
