@@ -6,24 +6,13 @@
 #[allow(dead_code, reason = "nothing is watched or moved here")]
 mod fake;
 
-use fake::{CAPS, COUNT, NOP, RAM, Vm, branch};
-use guest_debug::{Breakpoint, Gva, Removed, Restore, StopReason, VcpuId};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use fake::*;
+use guest_debug::{Breakpoint, Gva, Removed, Restore, StopReason};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-const V0: VcpuId = VcpuId(0);
 const PAGE: usize = 4096;
 /// Pages that the guest's loop is not on.
 const FAR: [u64; 3] = [RAM + 0x2000, RAM + 0x3ffc, RAM + 0x5010];
-
-fn software(address: u64) -> Breakpoint {
-    Breakpoint::Software(Gva(address))
-}
-
-fn image(vm: &Vm) -> Vec<u8> {
-    let mut image = vec![0; 1 << 20];
-    vm.ram.read_slice(&mut image, GuestAddress(RAM)).unwrap();
-    image
-}
 
 /// Memory, and the pages that were dirtied since it was looked at last.
 struct Observer(Vec<u8>);

@@ -15,9 +15,7 @@ use guest_debug::{
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Counts in X1 for ever, from RAM + 4 to RAM + 12 and back.
-const LOOP: [u32; 4] = [NOP, COUNT, NOP, branch(-8)];
-/// The same, with an instruction at the breakpoint that only a CPU can execute.
+/// [`LOOP`], with an instruction at the breakpoint that only a CPU can execute.
 const STORE: [u32; 4] = [NOP, COUNT, STR_X1_X0, branch(-8)];
 const HIT: u64 = RAM + 8;
 

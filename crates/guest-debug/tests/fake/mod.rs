@@ -5,9 +5,13 @@
 
 #[allow(dead_code, reason = "not every suite uses all of them")]
 mod names;
+#[allow(dead_code, reason = "most suites save nothing")]
+mod saved;
 
 #[allow(unused_imports, reason = "the gdb server's suite uses none of them")]
 pub use names::*;
+#[allow(unused_imports, reason = "most suites save nothing")]
+pub use saved::*;
 
 use guest_debug::arm64::{Pstate, Reg, SysReg};
 use guest_debug::state::GuestDebugState;
