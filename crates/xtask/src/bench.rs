@@ -33,15 +33,20 @@ pub struct BenchOptions {
     #[arg(long, value_name = "PART")]
     pub only: Vec<Part>,
     /// Measure another VMM's gdb server beside ours, in turns; only for what gdb sees
-    #[arg(long, value_name = "VMM")]
+    #[arg(long, value_name = "VMM", requires_if("cloud-hypervisor", "binary"))]
     pub peer: Option<Peer>,
+    /// The peer's program for arm64, where it is not fetched
+    #[arg(long, value_name = "PATH", requires = "peer")]
+    pub binary: Option<PathBuf>,
 }
 
 /// What can be measured beside reference-vmm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Peer {
-    /// Debian's QEMU, with KVM in the same host
+    /// QEMU, Debian's unless --binary says otherwise, with KVM in the same host
     Qemu,
+    /// The cloud-hypervisor that --binary names
+    CloudHypervisor,
 }
 
 /// A part of the benchmark.
@@ -66,7 +71,7 @@ pub fn bench(context: &Context, options: &BenchOptions) -> Result<ExitCode> {
         if options.only.is_empty() || options.only.contains(&part) {
             figures.extend(match part {
                 Part::Steps => in_vmm(&host, &programs.stepbench)?,
-                Part::Gdb => gdb::measure(context, &host, &programs.vmm, options.peer == Some(Peer::Qemu))?,
+                Part::Gdb => gdb::measure(context, &host, &programs.vmm, options)?,
                 Part::Migration => migration(context, &host, &programs.vmm)?,
             });
         }

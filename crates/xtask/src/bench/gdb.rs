@@ -14,13 +14,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::figure::{Figure, median, sorted};
 use super::usage::{self, Usage};
+use super::{BenchOptions, Peer};
 use crate::context::Context;
 use crate::demo;
 use crate::host::{KvmHost, command};
 use crate::paths;
 use crate::peer::{self, Qemu};
 use crate::progress::{Progress, note};
-use crate::scenarios::agent_guest;
+use crate::scenarios::{AgentGuest, agent_guest, cloud_hypervisor_guest};
 use crate::vmm::{self, CMDLINE, Guest};
 
 /// How often each server is measured.
@@ -76,33 +77,50 @@ const TASKS: [Task; 7] = [
 const ROUND_TRIPS: u32 = 50;
 
 /// All figures.
-pub(super) fn measure(context: &Context, host: &KvmHost, vmm: &Path, peer: bool) -> Result<Vec<Figure>> {
+pub(super) fn measure(context: &Context, host: &KvmHost, vmm: &Path, options: &BenchOptions) -> Result<Vec<Figure>> {
     let files = agent_guest(context, host)?;
     let program = host.upload_program(vmm)?;
-    let mut options = files.options(CMDLINE);
-    let guest = vmm::start(context, host, &program, &options)?;
+    let guest = vmm::start(context, host, &program, &files.options(CMDLINE))?;
     let mut ours = Server::attach("reference-vmm", host, guest, &files)?;
-    let mut peers = None;
-    if peer {
-        let qemu = Qemu::install(context, host, None)?;
-        note(qemu.version()?);
-        options = files.options(&CMDLINE.replace("ttyS0", peer::CONSOLE));
-        // Its threads have names then.
-        options.extra = vec!["-name".to_owned(), "guest,debug-threads=on".to_owned()];
-        peers = Some(Server::attach("QEMU", host, qemu.start(&options)?, &files)?);
-    }
+    let mut peers = options.peer.map(|peer| attach_peer(context, host, &files, peer, options)).transpose()?;
     let mut figures =
-        TASKS.iter().map(|task| in_turns(task, host, &mut ours, peers.as_mut())).collect::<Result<Vec<_>>>()?;
+        TASKS.iter().map(|task| in_turns(task, host, &mut ours, &mut peers)).collect::<Result<Vec<_>>>()?;
     figures.extend(cpu(host, &mut ours, peers.as_mut())?);
     ours.leave()?;
     peers.map_or(Ok(()), Server::leave)?;
     Ok(figures)
 }
 
-/// One task, some rounds of it.
-fn in_turns(task: &Task, host: &KvmHost, ours: &mut Server, mut peers: Option<&mut Server>) -> Result<Figure> {
+fn attach_peer(
+    context: &Context,
+    host: &KvmHost,
+    files: &AgentGuest,
+    peer: Peer,
+    options: &BenchOptions,
+) -> Result<Server> {
+    // Its serial port has the same name under both.
+    let mut guest = files.options(&CMDLINE.replace("ttyS0", peer::CONSOLE));
+    let binary = options.binary.as_deref();
+    match peer {
+        Peer::Qemu => {
+            let qemu = Qemu::install(context, host, binary)?;
+            note(qemu.version()?);
+            // Its threads have names then.
+            guest.extra = vec!["-name".to_owned(), "guest,debug-threads=on".to_owned()];
+            Server::attach("QEMU", host, qemu.start(&guest)?, files)
+        }
+        Peer::CloudHypervisor => {
+            let binary = binary.context("--peer cloud-hypervisor wants --binary")?;
+            Server::attach("cloud-hypervisor", host, cloud_hypervisor_guest(context, host, binary, &guest)?, files)
+        }
+    }
+}
+
+/// One task, some rounds of it. A peer that gives no answer is left alone from then on.
+fn in_turns(task: &Task, host: &KvmHost, ours: &mut Server, peers: &mut Option<Server>) -> Result<Figure> {
     let progress = Progress::start(task.name);
     let (mut rates, mut floors, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut peer_amount = task.peer_amount;
     for _ in 0..ROUNDS {
         let rate = ours.rate(task.request, task.amount)?;
         match task.floor {
@@ -110,8 +128,19 @@ fn in_turns(task: &Task, host: &KvmHost, ours: &mut Server, mut peers: Option<&m
             Floor::RoundTrip => floors.push(rate / ours.rate("round-trip", ROUND_TRIPS)?),
             Floor::Transport => floors.push(rate / transport(host, task.amount)?),
         }
-        if let Some(peers) = &mut peers {
-            pairs.push((rate, peers.rate(task.request, task.peer_amount)?));
+        match peers.as_mut().map(|peers| peers.rate(task.request, peer_amount)) {
+            Some(Ok(peer)) => {
+                pairs.push((rate, peer));
+                // One that is quick can have as much as we have.
+                if f64::from(peer_amount) < peer {
+                    peer_amount = task.amount;
+                }
+            }
+            Some(Err(error)) => {
+                note(format!("{error:#}"));
+                *peers = None;
+            }
+            None => {}
         }
         rates.push(rate);
     }
@@ -163,7 +192,7 @@ struct Server {
 
 impl Server {
     /// Boots the guest, looks at its VMM, and attaches gdb.
-    fn attach(name: &'static str, host: &KvmHost, guest: Guest, files: &crate::scenarios::AgentGuest) -> Result<Self> {
+    fn attach(name: &'static str, host: &KvmHost, guest: Guest, files: &AgentGuest) -> Result<Self> {
         let progress = Progress::start(format!("booting a guest under {name}, and attaching gdb"));
         files.wait(&guest)?;
         thread::sleep(REST);

@@ -22,7 +22,7 @@ use crate::context::Context;
 use crate::host::{Forward, HostCommand, HostProcess, KvmHost, command};
 use crate::paths;
 use crate::progress::output_of;
-use crate::vmm::{GuestOptions, upload, wait_for_socket};
+use crate::vmm::{self, GuestOptions, upload, wait_for_socket};
 
 /// Below this are the interrupt controller's registers (cloud-hypervisor, arch/src/aarch64/layout.rs).
 const MAPPED_IO_START: u64 = 0x0900_0000;
@@ -41,27 +41,15 @@ impl<'a> CloudHypervisor<'a> {
         let launcher = Launcher { host, program: host.upload_program(binary)?, pristine };
         Ok(Self { context, mover: ChMover::new(launcher.clone()), launcher })
     }
-}
 
-impl Vmm for CloudHypervisor<'_> {
-    fn layout(&self, cpus: u32) -> GuestLayout {
-        let gicd = MAPPED_IO_START - 0x1_0000;
-        let gicr = gicd - 0x2_0000 * u64::from(cpus);
-        // Device tree and ACPI tables are in front of the kernel.
-        let machine = Machine::Gic { distributor: gicd, redistributor: gicr };
-        GuestLayout { ram_base: 0x4000_0000, load_offset: 0x40_0000, machine }
+    /// A guest that nothing is to be done with but what gdb does.
+    pub(super) fn start_alone(&self, options: &GuestOptions) -> Result<vmm::Guest> {
+        let Process { vmm, gdb, gdb_socket, api_socket, .. } = self.launch(options)?;
+        Ok(vmm::Guest { vmm, gdb: gdb.context("it has no gdb server")?, socket: gdb_socket, control: api_socket })
     }
 
-    fn console(&self) -> &'static str {
-        "ttyAMA0"
-    }
-
-    /// v53.0 by itself restores no VM with a virtio device that has no driver, and every VM has a random number generator.
-    fn drivers(&self) -> &'static [&'static str] {
-        &["virtio_pci", "virtio_rng"]
-    }
-
-    fn start(&self, options: &GuestOptions) -> Result<Box<dyn RunningGuest>> {
+    /// A VMM whose guest runs, unless it is to wait for gdb.
+    fn launch(&self, options: &GuestOptions) -> Result<Process> {
         let kernel = match &options.kernel {
             Some(kernel) => flat_image(kernel)?,
             None => assets::kernel(&self.context.packages)?.image,
@@ -86,6 +74,30 @@ impl Vmm for CloudHypervisor<'_> {
             // With --gdb it waits for a client at boot, whatever one says on its command line.
             Api::new(host, &process.api_socket).put_soon("vm.resume")?;
         }
+        Ok(process)
+    }
+}
+
+impl Vmm for CloudHypervisor<'_> {
+    fn layout(&self, cpus: u32) -> GuestLayout {
+        let gicd = MAPPED_IO_START - 0x1_0000;
+        let gicr = gicd - 0x2_0000 * u64::from(cpus);
+        // Device tree and ACPI tables are in front of the kernel.
+        let machine = Machine::Gic { distributor: gicd, redistributor: gicr };
+        GuestLayout { ram_base: 0x4000_0000, load_offset: 0x40_0000, machine }
+    }
+
+    fn console(&self) -> &'static str {
+        "ttyAMA0"
+    }
+
+    /// v53.0 by itself restores no VM with a virtio device that has no driver, and every VM has a random number generator.
+    fn drivers(&self) -> &'static [&'static str] {
+        &["virtio_pci", "virtio_rng"]
+    }
+
+    fn start(&self, options: &GuestOptions) -> Result<Box<dyn RunningGuest>> {
+        let process = self.launch(options)?;
         let spare = match options.spare {
             true => Some(Spare::start(&self.launcher)?),
             false => None,
@@ -111,21 +123,21 @@ struct Launcher<'a> {
 impl Launcher<'_> {
     fn spawn(&self, program: &str, arguments: Vec<String>, with_gdb: bool) -> Result<Process> {
         let name = number();
-        let (gdb, api) = (self.host.path(&format!("ch-gdb-{name}")), self.host.path(&format!("ch-api-{name}")));
+        let (gdb_socket, api) = (self.host.path(&format!("ch-gdb-{name}")), self.host.path(&format!("ch-api-{name}")));
         let mut argv = vec![program.to_owned()];
         argv.extend(["--api-socket".to_owned(), api.clone()]);
         if with_gdb {
-            argv.extend(["--gdb".to_owned(), format!("path={gdb}")]);
+            argv.extend(["--gdb".to_owned(), format!("path={gdb_socket}")]);
         }
         argv.extend(arguments);
         let vmm = self.host.spawn(&HostCommand { argv, ..HostCommand::default() })?;
         if with_gdb {
-            wait_for_socket(self.host, &vmm, &gdb)?;
+            wait_for_socket(self.host, &vmm, &gdb_socket)?;
         }
         wait_for_socket(self.host, &vmm, &api)?;
         let forward = |socket: &str| self.host.forward(Endpoint::Unix(socket.to_owned()));
-        let gdb = if with_gdb { Some(forward(&gdb)?) } else { None };
-        Ok(Process { vmm, gdb, api: forward(&api)?, api_socket: api })
+        let gdb = if with_gdb { Some(forward(&gdb_socket)?) } else { None };
+        Ok(Process { vmm, gdb, gdb_socket, api: forward(&api)?, api_socket: api })
     }
 
     /// A new directory in the host.
@@ -147,6 +159,7 @@ fn number() -> String {
 struct Process {
     vmm: HostProcess,
     gdb: Option<Forward>,
+    gdb_socket: String,
     api: Forward,
     api_socket: String,
 }

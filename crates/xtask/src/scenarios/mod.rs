@@ -34,7 +34,7 @@ use abilities::Abilities;
 use catalog::{GuestKind, Scenario};
 use cloud_hypervisor::CloudHypervisor;
 pub(crate) use fleet::Fleet;
-pub(crate) use others::{AgentGuest, agent_guest, bare_guest, measure};
+pub(crate) use others::{AgentGuest, agent_guest, bare_guest, cloud_hypervisor_guest, measure};
 pub(crate) use places::run_on_x86_64;
 use qemu::QemuTcg;
 use script::{Facts, Outcome};

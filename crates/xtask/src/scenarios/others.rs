@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::abilities::{Abilities, Ability};
+use super::cloud_hypervisor::CloudHypervisor;
 use super::script::Facts;
 use super::vmm::{ReferenceVmm, RunningGuest};
 use super::{AGENT_READY, BOOT_TIMEOUT, MOVING_MEMORY, Suite, catalog, guests};
@@ -61,6 +62,19 @@ pub(crate) struct AgentGuest {
 pub(crate) fn agent_guest(context: &Context, host: &KvmHost) -> Result<AgentGuest> {
     let (agent, initrd) = guests::agent(context, &[])?;
     Ok(AgentGuest { agent, initrd, symbols: kernel_symbols(context, Some(host))? })
+}
+
+/// Starts a guest under somebody's cloud-hypervisor.
+///
+/// # Errors
+/// If the VMM ends before it serves gdb; with its output.
+pub(crate) fn cloud_hypervisor_guest(
+    context: &Context,
+    host: &KvmHost,
+    binary: &Path,
+    options: &GuestOptions,
+) -> Result<Guest> {
+    CloudHypervisor::new(context, host, binary, None)?.start_alone(options)
 }
 
 impl AgentGuest {
