@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import contextmanager
-from typing import Iterator
 
 import gdb
 from arch import *
 from frame import *
 from gdbcase import check, equal, reg, where
-from fleet import Vm, ask, kill, output, receive, restore
+from fleet import ask, kill, output, receive, restore
 from linux import in_interrupt
 
 STEPS = 20
@@ -196,17 +194,6 @@ def live_migration() -> None:
         cont("breakpoint")
         check(function() in ("vfs_write", "report"), f"stopped in {function()}")
     clear()
-
-
-@contextmanager
-def another_vm(vm: Vm, stay: bool = False) -> Iterator[None]:
-    """gdb at another VM."""
-    if gdb.selected_inferior().pid:
-        show("disconnect")
-    show(f"target remote {vm.address}")
-    yield
-    if not stay:
-        show("disconnect")
 
 
 def detach() -> None:

@@ -13,6 +13,7 @@ import time
 import gdb
 from arch import *
 from bare import TESTS
+from fleet import ask, kill, output, receive, restore
 from frame import *
 from gdbcase import Failure, Skip, check, equal, reg, step_until, sym, u64, where
 
@@ -179,6 +180,58 @@ def watchpoint() -> None:
     clear()
 
 
+def snapshot_at_a_breakpoint() -> None:
+    """a VM that is saved at a breakpoint goes on in another process, at the same stop"""
+    need(HARDWARE)
+    go_to("finished")
+    show("set var timer_period = 0")
+    choose("slots")
+    show("set breakpoint always-inserted on")
+    show("hbreak *slot_2")
+    show("hbreak *slot_5")
+    cont("breakpoint")
+    equal("function", function(), "slot_2")
+    stack = reg("rsp")
+    directory = f"{os.environ['DEMO_SNAPSHOTS']}/demo"
+    ask("shell", command="true")
+    check("saved in" in show(f"monitor snapshot {directory}"), "the VM was not saved")
+    say(f"$ reference-vmm restore {directory} --gdb ...")
+    copy = restore("demo")
+    with another_vm(copy):
+        equal("place", reg("pc"), sym("slot_2"))
+        equal("rsp", reg("rsp"), stack)
+        answer = show("monitor breakpoints")
+        check(f"hardware breakpoint at {sym('slot_5'):#x}" in answer, "the breakpoint in slot_5 is lost")
+    kill(copy)
+    show("set breakpoint always-inserted off")
+    clear()
+    say("# Back to the VM that was saved: it has gone on to exist.")
+    show(f"target remote {os.environ['GDB_TARGET']}")
+
+
+def live_migration() -> None:
+    """a VM moves to another process, and its breakpoints hit there"""
+    need(HARDWARE)
+    go_to("finished")
+    choose("slots")
+    show("set breakpoint always-inserted on")
+    show("hbreak *slot_2")
+    show("hbreak *slot_5")
+    cont("breakpoint")
+    equal("function", function(), "slot_2")
+    say("$ reference-vmm receive ADDRESS --gdb ...")
+    there = receive()
+    os.environ["GDB_TARGET"] = there.address
+    address = re.search(r"waiting for a VM at (\S+)", output(there))[1]
+    check("the VM is at" in show(f"monitor migrate {address}"), "the VM has not moved")
+    with another_vm(there, stay=True):
+        equal("place", reg("pc"), sym("slot_2"))
+    cont("breakpoint")
+    equal("function", function(), "slot_5")
+    show("set breakpoint always-inserted off")
+    clear()
+
+
 def detach_and_attach_again() -> None:
     """detaching leaves the guest, which runs on, and gdb comes back to it"""
     clear()
@@ -194,5 +247,6 @@ def detach_and_attach_again() -> None:
 
 run((
     attach, first_steps, registers, hardware_breakpoint, write_memory, steps_with_interrupt_pending, interrupt_comes_after,
-    system_call, both_vcpus, software_breakpoint, watchpoint, detach_and_attach_again,
+    system_call, both_vcpus, software_breakpoint, watchpoint, snapshot_at_a_breakpoint, live_migration,
+    detach_and_attach_again,
 ))

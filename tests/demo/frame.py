@@ -17,6 +17,7 @@ from typing import Callable, Iterator
 
 import gdb
 from arch import ARCH
+from fleet import Vm
 from gdbcase import Failure, Skip, check, reg, where
 
 # Longest that one command may take on a slow and busy machine.
@@ -94,6 +95,17 @@ def clear() -> None:
 
 def value(expression: str) -> int:
     return int(gdb.parse_and_eval(expression))
+
+
+@contextmanager
+def another_vm(vm: Vm, stay: bool = False) -> Iterator[None]:
+    """gdb at another VM."""
+    if gdb.selected_inferior().pid:
+        show("disconnect")
+    show(f"target remote {vm.address}")
+    yield
+    if not stay:
+        show("disconnect")
 
 
 # ---------------------------------------------------------------- the frame around it

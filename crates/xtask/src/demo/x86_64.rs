@@ -6,13 +6,14 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{DemoOptions, conclude, show};
 use crate::context::Context;
 use crate::host::KvmHost;
 use crate::packages::Tool;
-use crate::scenarios::bare_guest;
+use crate::scenarios::{Fleet, ReferenceMover, bare_guest};
+use crate::vmm;
 
 /// Tests of the guest that the demo wants to see; of KVM they need something that it may not have.
 const TESTS: [&str; 1] = ["step_syscall"];
@@ -27,7 +28,14 @@ pub(super) fn demo(context: &Context, options: &DemoOptions, started: Instant) -
         host.describe()?
     );
     println!("Below, a line that starts with (gdb) is what is typed into gdb-multiarch; what follows is gdb's answer.");
-    let facts: Vec<_> = facts.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let shown = show("demo_x86_64.py", &facts, options)?;
-    Ok(conclude(&shown, &*guest, options, started))
+    let mover = ReferenceMover::new(&host, &vmm::install(context, &host)?);
+    let fleet = Fleet::new(&mover, guest.into());
+    let snapshots = mover.snapshots();
+    let shown = fleet.serve(|socket| {
+        let mut facts: Vec<_> = facts.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        facts.push(("DEMO_SNAPSHOTS", &snapshots));
+        facts.push(("FLEET", socket.to_str().context("the socket's path is no text")?));
+        show("demo_x86_64.py", &facts, options)
+    })?;
+    Ok(conclude(&shown, &*fleet.last()?, options, started))
 }
