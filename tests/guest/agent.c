@@ -2,6 +2,7 @@
  * `agent_done`. All of its memory is mapped and locked, so that any address can be translated at any time.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -191,10 +192,29 @@ static void run_command(uint64_t number)
     }
 }
 
+/* Drivers that the VMM wants to see, in the order in which they can be loaded. No other program does it: what calls a
+ * function of the kernel's here is the agent. */
+static void load_modules(void)
+{
+    for (int n = 0;; n++) {
+        char path[32];
+        int file;
+
+        snprintf(path, sizeof path, "/modules/%d.ko", n);
+        file = open(path, O_RDONLY | O_CLOEXEC);
+        if (file < 0)
+            return;
+        if (syscall(SYS_finit_module, file, "", 0))
+            perror(path);
+        close(file);
+    }
+}
+
 int main(void)
 {
     struct sigaction action = { .sa_sigaction = on_trap, .sa_flags = SA_SIGINFO };
 
+    load_modules();
     stay_on(1);
     sigaction(SIGTRAP, &action, NULL);
     edge = mmap(NULL, 2 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

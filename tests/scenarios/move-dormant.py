@@ -16,7 +16,10 @@ def no_breakpoint_in(name: str) -> None:
 def body() -> None:
     poll()
     arm()
-    # A stop, at which what is saved with breakpoints has to be what is saved without any.
+    # A stop, at which what is saved with breakpoints has to be what is saved without any. Whatever interrupts a VMM raises
+    # when it resumes its devices are pending afterwards, in guest memory, and stay so.
+    snapshot(FIRST, "resumed")
+    shell("rm -rf resumed")
     snapshot(FIRST, "armed")
     everything_listed()
     delete_all()

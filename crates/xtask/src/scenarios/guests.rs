@@ -74,20 +74,12 @@ pub(super) fn bare(context: &Context, layout: &GuestLayout) -> Result<PathBuf> {
 pub(super) fn agent(context: &Context, drivers: &[&str]) -> Result<(PathBuf, PathBuf)> {
     let flags = ["-no-pie", "-O1", "-fno-omit-frame-pointer", "-pthread"].map(str::to_owned);
     let program = compile(context, "agent", &["agent.c"], &flags)?;
-    let stripped = without_debug_info(context.arch(), &program)?;
-    let files = if drivers.is_empty() {
-        vec![GuestFile::program("/init", &stripped)?]
-    } else {
-        let mut files = vec![GuestFile::program("/agent", &stripped)?];
-        let mut init = "#!/bin/busybox sh\n".to_owned();
-        for Module { name, content } in load_order(&kernel(&context.packages)?.modules, drivers)? {
-            let path = format!("/modules/{name}.ko");
-            init += &format!("/bin/busybox insmod {path}\n");
-            files.push(GuestFile { path, mode: 0o644, content });
-        }
-        files.push(GuestFile::script("/init", &(init + "exec /agent\n")));
-        files
-    };
+    let mut files = vec![GuestFile::program("/init", &without_debug_info(context.arch(), &program)?)?];
+    if !drivers.is_empty() {
+        let modules = load_order(&kernel(&context.packages)?.modules, drivers)?;
+        let file = |(n, Module { content, .. })| GuestFile { path: format!("/modules/{n}.ko"), mode: 0o644, content };
+        files.extend(modules.into_iter().enumerate().map(file));
+    }
     Ok((program, guest_initramfs(&context.packages, &files)?))
 }
 
