@@ -103,9 +103,12 @@ def body() -> None:
         equal("state of a VM that can't be resumed", spare().state(), "Paused")
     logged("The VM stays paused: ")
     spare().put("vm.delete")
+    said = spare().refuses("vm.restore", {"source_url": url, "resume": True})
+    check("hardware breakpoints need a slot" in said, said)
+    no_vm("restored with too many breakpoints")
     taken, said = send(config, crowded, complete=True)
     check(not taken and "hardware breakpoints need a slot" in said, said)
-    no_vm("after too many breakpoints")
+    no_vm("received with too many breakpoints")
 
     vmm().put("vm.resume")
     equal("state of the VM that was saved", vmm().state(), "BreakPoint")
