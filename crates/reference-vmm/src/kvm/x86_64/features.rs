@@ -6,10 +6,14 @@ use crate::kvm::Vcpu;
 use crate::state::x86_64::{CpuidLeaf, Features as Saved};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// MAXPHYADDR of a CPU that does not say (SDM volume 3, 4.1.4).
 const PHYSICAL_BITS: u32 = 36;
+
+/// MSRs of Hyper-V, which this VMM does not offer to its guests: some count time, and not every KVM has them.
+const HYPERV: RangeInclusive<u32> = 0x4000_0000..=0x4000_0fff;
 
 /// CPUID, the rate of the time-stamp counter where it is not for the host to choose, and what KVM has to save.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub(in crate::kvm) struct Features {
 /// Registers that not every host has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Kept {
-    /// The MSRs that KVM lists.
+    /// The MSRs that KVM lists, but for those of Hyper-V.
     pub(super) msrs: Arc<[u32]>,
     /// Whether it has XCRs.
     pub(super) xcrs: bool,
@@ -30,7 +34,8 @@ pub(super) struct Kept {
 impl Kept {
     fn by(kvm: &Kvm) -> Result<Self, VmError> {
         let list = kvm.get_msr_index_list().map_err(kvm_error("KVM_GET_MSR_INDEX_LIST"))?;
-        Ok(Self { msrs: list.as_slice().into(), xcrs: kvm.check_extension(Cap::Xcrs) })
+        let msrs = list.as_slice().iter().copied().filter(|index| !HYPERV.contains(index));
+        Ok(Self { msrs: msrs.collect(), xcrs: kvm.check_extension(Cap::Xcrs) })
     }
 }
 
