@@ -2,17 +2,18 @@
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(unsafe_code, reason = "guest_code! assembles")]
 
 mod moving;
 mod refused;
 mod support;
 
 use guest_debug::x86_64::Reg;
-use guest_debug::{Breakpoint, Gva, ResumeAction, StopReason, VcpuId};
+use guest_debug::{Breakpoint, DebugVcpu as _, Gva, ResumeAction, StopReason, VcpuId};
 use reference_vmm::config::DebugMode;
 use reference_vmm::pc::layout::{HIGH_RAM, STACK, ZERO_PAGE};
 use std::time::{Duration, Instant};
-use support::{Ability, NOP, POWER_OFF, Running, V0, linux};
+use support::{Ability, NOP, POWER_OFF, Running, V0, guest_code, linux};
 
 /// INC RBX
 const COUNT: &[u8] = &[0x48, 0xff, 0xc3];
@@ -41,6 +42,43 @@ fn a_reset_boots_again() {
             return;
         };
         assert_eq!(vm.end(), (Ok(()), "!!!".to_owned()));
+    }
+}
+
+// Resets the machine the first time, says so the second time, and spins.
+guest_code!(
+    resets_once,
+    "mov rbx, 0x200000",
+    "cmp qword ptr [rbx], 0",
+    "jne 2f",
+    "mov qword ptr [rbx], 1",
+    "mov al, 0xfe",
+    "out 0x64, al",
+    "2: mov qword ptr [rbx + 8], 1",
+    "3: jmp 3b",
+);
+
+#[test]
+fn a_reset_leaves_nothing_in_registers() {
+    let Some(vm) = Running::start(&[resets_once()], 1, DebugMode::Hold) else { return };
+    let vcpu = &vm.vm.vcpus()[0];
+    let list = vcpu.reg_list().unwrap();
+    let vectors: Vec<_> = [Reg::Xmm(9), Reg::YmmH(9)].into_iter().filter(|reg| list.contains(reg)).collect();
+    vectors.iter().for_each(|reg| vcpu.set_reg(*reg, &[0x5a; 16]).unwrap());
+    let integers = [Reg::KGsBase, Reg::Lstar, Reg::Cr2, Reg::R(15)];
+    integers.iter().for_each(|reg| vcpu.set_u64(*reg, 0x1111).unwrap());
+    let session = vm.vm.session().unwrap();
+    session.resume(&[]).unwrap();
+    vm.wait_for(0x20_0008, 1);
+    session.interrupt();
+    assert_eq!(vm.stop(), Some(StopReason::Interrupt));
+    for reg in vectors {
+        let mut bytes = [1; 16];
+        vcpu.get_reg(reg, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 16], "{reg}");
+    }
+    for reg in integers {
+        assert_eq!(vcpu.get_u64(reg).unwrap(), 0, "{reg}");
     }
 }
 

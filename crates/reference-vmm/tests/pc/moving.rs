@@ -1,9 +1,7 @@
 //! A PC that moves: by a snapshot and by a migration, with what the guest has in its registers and with a debugger's
 //! breakpoints, armed before the move and hit after it.
 
-#![expect(unsafe_code, reason = "guest_code! assembles")]
-
-use crate::support::{Ability, NOP, POWER_OFF, Running, Sink, V0, linux};
+use crate::support::{Ability, NOP, POWER_OFF, Running, Sink, V0, guest_code, linux};
 use guest_debug::kvm::HostArch;
 use guest_debug::x86_64::Reg;
 use guest_debug::{Breakpoint, DebugVcpu as _, Gva, ResumeAction, StopReason, WatchKind};
@@ -25,35 +23,6 @@ use vmm_sys_util::tempdir::TempDir;
 const DATA: u64 = 0x20_0000;
 /// IA32_TSC, and the deadline that is counted by it.
 const TIME: [u32; 2] = [0x10, 0x6e0];
-
-/// Makes a function `$name() -> &'static [u8]` that answers the code assembled from the lines, which must be
-/// position-independent.
-macro_rules! guest_code {
-    ($name:ident, $($line:literal),+ $(,)?) => {
-        std::arch::global_asm!(
-            ".pushsection .rodata",
-            concat!(stringify!($name), "_start:"),
-            $($line,)+
-            concat!(stringify!($name), "_end:"),
-            ".popsection"
-        );
-
-        fn $name() -> &'static [u8] {
-            let (start, end): (*const u8, *const u8);
-            // SAFETY: the labels bound bytes of a read-only section of this binary.
-            unsafe {
-                std::arch::asm!(
-                    concat!("lea {0}, [rip + ", stringify!($name), "_start]"),
-                    concat!("lea {1}, [rip + ", stringify!($name), "_end]"),
-                    out(reg) start,
-                    out(reg) end,
-                    options(nomem, nostack, preserves_flags)
-                );
-                std::slice::from_raw_parts(start, end.addr() - start.addr())
-            }
-        }
-    };
-}
 
 /// A way to move a VM.
 type Move = fn(&Running, DebugMode) -> Result<Running, VmError>;
@@ -216,6 +185,10 @@ fn a_stop_is_told_again_after_the_move_and_the_guest_goes_on() {
             assert_eq!(session.breakpoints().len(), 1);
             assert_eq!(there.vm.vcpus()[1].state().unwrap().mp_state, 1, "it waits for its INIT, as before");
             let rounds = there.get(0, Reg::R(12));
+            // A watch is told behind its access; to get over a breakpoint takes a step.
+            if !matches!(reason, StopReason::Watchpoint { .. }) && !Ability::Step.is_there() {
+                continue;
+            }
             // It is gone on from, and the next round hits it again.
             session.resume(&[]).unwrap();
             there.wait_for(DATA, 0);
@@ -323,7 +296,8 @@ fn every_register_comes_back_as_it_was() {
         for state in [&mut now, &mut saved] {
             state.msrs.retain(|msr| !TIME.contains(&msr.index));
         }
-        assert_eq!(now, saved);
+        assert_eq!(now.msrs, saved.msrs);
+        assert!(now == saved, "{:?}\n{:?}\n{:?}", now.regs, now.sregs, now.events);
     }
     for (reg, value) in values {
         assert_eq!(there.vcpus()[0].get_u64(reg).unwrap(), value, "{reg}");
@@ -362,16 +336,18 @@ fn memory_above_the_devices_is_the_guests() {
 #[test]
 fn linux_moves_and_powers_off() {
     let Some(mut vm) = linux() else { return };
+    // It powers itself off soon, so it is stopped while it is on its way.
+    let session = vm.vm.session().unwrap();
+    session.attach().unwrap();
+    session.interrupt();
+    assert_eq!(vm.stop(), Some(StopReason::Interrupt));
     for travel in MOVES {
-        let there = travel(&vm, DebugMode::Run).unwrap();
-        vm = there;
+        vm = travel(&vm, DebugMode::Run).unwrap();
         let session = vm.vm.session().unwrap();
         session.attach().unwrap();
-        session.interrupt();
         assert_eq!(vm.stop(), Some(StopReason::Interrupt));
         let pc = Gva(vm.get(0, Reg::Rip));
         assert!(session.read_memory(V0, pc, 16).is_ok(), "its own page tables lead to its code");
-        session.detach().unwrap();
     }
-    assert_eq!(vm.end().0, Ok(()), "it powers off");
+    assert_eq!(vm.end().0, Ok(()), "it goes on, and powers off");
 }

@@ -13,6 +13,36 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::tempfile::TempFile;
 
+/// Makes a function `$name() -> &'static [u8]` that answers the code assembled from the lines, which must be
+/// position-independent.
+macro_rules! guest_code {
+    ($name:ident, $($line:literal),+ $(,)?) => {
+        std::arch::global_asm!(
+            ".pushsection .rodata",
+            concat!(stringify!($name), "_start:"),
+            $($line,)+
+            concat!(stringify!($name), "_end:"),
+            ".popsection"
+        );
+
+        fn $name() -> &'static [u8] {
+            let (start, end): (*const u8, *const u8);
+            // SAFETY: the labels bound bytes of a read-only section of this binary.
+            unsafe {
+                std::arch::asm!(
+                    concat!("lea {0}, [rip + ", stringify!($name), "_start]"),
+                    concat!("lea {1}, [rip + ", stringify!($name), "_end]"),
+                    out(reg) start,
+                    out(reg) end,
+                    options(nomem, nostack, preserves_flags)
+                );
+                std::slice::from_raw_parts(start, end.addr() - start.addr())
+            }
+        }
+    };
+}
+pub(crate) use guest_code;
+
 /// vCPU 0.
 pub const V0: VcpuId = VcpuId(0);
 pub const NOP: &[u8] = &[0x90];
