@@ -131,8 +131,8 @@ fn in_turns(task: &Task, host: &KvmHost, ours: &mut Server, peers: &mut Option<S
         match peers.as_mut().map(|peers| peers.rate(task.request, peer_amount)) {
             Some(Ok(peer)) => {
                 pairs.push((rate, peer));
-                // One that is quick can have as much as we have.
-                if f64::from(peer_amount) < peer {
+                // One for which that is the matter of a moment can have as much as we have.
+                if 10.0 * f64::from(peer_amount) < peer {
                     peer_amount = task.amount;
                 }
             }
