@@ -99,7 +99,7 @@ pub(crate) struct Fleet<'a> {
     vms: Mutex<Vec<Option<Arc<dyn RunningGuest>>>>,
     socket: PathBuf,
     closed: AtomicBool,
-    /// Requests that are being answered.
+    /// Requests that VMMs are busy with.
     pending: AtomicU32,
 }
 
@@ -157,9 +157,11 @@ impl<'a> Fleet<'a> {
             }
             self.pending.fetch_add(1, Ordering::AcqRel);
             scope.spawn(move || {
-                // A script that has gone needs no answer.
-                let _ = self.answer(&stream);
+                let answer = self.answer(&stream);
+                // In front of the answer: it may be the script's last one, and the VMMs have done their part.
                 self.pending.fetch_sub(1, Ordering::AcqRel);
+                // A script that has gone needs no answer.
+                let _ = answer.map(|answer| writeln!(&stream, "{answer}"));
             });
         }
     }
@@ -174,14 +176,14 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    fn answer(&self, mut stream: &UnixStream) -> Result<()> {
+    /// The answer to the request that comes.
+    fn answer(&self, stream: &UnixStream) -> Result<Value> {
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line)?;
-        let answer = serde_json::from_str(&line)
+        Ok(serde_json::from_str(&line)
             .with_context(|| format!("bad request {line:?}"))
             .and_then(|wish| self.grant(wish))
-            .unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
-        Ok(writeln!(stream, "{answer}")?)
+            .unwrap_or_else(|error| json!({ "error": format!("{error:#}") })))
     }
 
     fn grant(&self, wish: Wish) -> Result<Value> {
