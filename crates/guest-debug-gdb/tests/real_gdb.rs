@@ -173,6 +173,17 @@ fn what_a_stop_reply_says_is_not_asked_for() {
     }
 }
 
+/// What the gdb guide promises of `mem 0 0 rw cache`.
+#[test]
+fn a_gdb_that_keeps_memory_asks_once_a_stop() {
+    let server = Server::start(MockVm::new(2));
+    let Some(packets) = packets_of(&server, &["mem 0 0 rw cache", "stepi"], &["stepi", "stepi"]) else { return };
+    for packets in packets {
+        let reads = packets.iter().filter(|packet| packet.starts_with('m')).count();
+        assert_eq!((reads, packets.len()), (1, 3), "{packets:?}");
+    }
+}
+
 #[test]
 fn memory_is_asked_for_in_large_pieces_and_searched_without_coming_here() {
     let vm = MockVm::new(1);

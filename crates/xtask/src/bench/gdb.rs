@@ -63,8 +63,9 @@ const fn task(
     Task { name, unit, request, amount: amounts.0, peer_amount: amounts.1, floor }
 }
 
-const TASKS: [Task; 7] = [
+const TASKS: [Task; 8] = [
     task("gdb stepi", "1/s", "stepi", (30, 10), Floor::RoundTrip),
+    task("gdb stepi, memory kept while stopped", "1/s", "stepi-kept", (30, 10), Floor::RoundTrip),
     task("a step's packet and its stop reply", "1/s", "step-packet", (30, 10), Floor::RoundTrip),
     task("gdb continue to the next instruction", "1/s", "onward", (20, 5), Floor::RoundTrip),
     task("gdb dump memory", "MiB/s", "dump", (2, 1), Floor::Transport),
