@@ -112,6 +112,10 @@ fn on_x86_64(context: &Context, options: &TestOptions, possible: bool, report: &
                 Ok(mut command) => report.cargo_test(&name, &mut command),
                 Err(error) => report.fail(&name, &format!("{error:#}")),
             }
+            let left_out = x86_64::left_out(emulator);
+            if !left_out.is_empty() {
+                report.skip(&format!("{name}: {}", left_out.join(", ")), "its CPU takes minutes for each, or for ever");
+            }
         }
     }
 }

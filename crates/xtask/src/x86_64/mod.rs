@@ -142,6 +142,7 @@ pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
         // The host has no C library.
         .env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-C target-feature=+crt-static")
         .env(format!("CARGO_TARGET_{variable}_RUNNER"), format!("{path} x86-runner {}", emulator.name()));
+    command.args(left_out(emulator).iter().flat_map(|test| ["--skip", test]));
     if emulator == Emulator::Qemu {
         // In Bochs a Linux guest would take very long to boot.
         command.env(format!("{FILE_VARIABLE}KERNEL"), assets::kernel(&context.packages)?.image).env(
@@ -150,6 +151,22 @@ pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
         );
     }
     Ok(command)
+}
+
+/// Tests of reference-vmm that are not tried on an emulator, since its CPU takes minutes for them or gives no result at all
+/// (docs/testing.md has what was seen).
+pub fn left_out(emulator: Emulator) -> &'static [&'static str] {
+    match emulator {
+        Emulator::Qemu => &[],
+        Emulator::Bochs => &[
+            "a_reset_leaves_nothing_in_registers",
+            "moving::a_stop_is_told_again_after_the_move_and_the_guest_goes_on",
+            "moving::memory_above_the_devices_is_the_guests",
+            "moving::what_a_debugger_armed_hits_after_the_move_while_the_guest_runs",
+            "moving::what_the_guest_has_in_its_debug_registers_moves",
+            "refused::",
+        ],
+    }
 }
 
 /// A directory for one run, removed at its end.
