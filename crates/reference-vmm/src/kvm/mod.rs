@@ -1,6 +1,6 @@
 //! The VM on KVM, for guests of the host's architecture.
 //!
-//! What it asks of the architecture is in [`platform`], which is `arm64` or `x86_64`:
+//! What it asks of the architecture is in `platform`, which is `arm64` or `x86_64`:
 //!
 //! * `create_vm`: KVM's VM, with what has to be there before its vCPUs.
 //! * `Features`: what every vCPU is given; of this host, or those of a saved VM.
