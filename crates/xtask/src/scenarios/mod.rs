@@ -47,8 +47,8 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same on this machine's own KVM. Where that can't run a kernel, this is waited for in vain.
 const NATIVE_BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a Linux guest is started on KVM in QEMU's SVM. One boot in some dozens stands still there, with an emulated CPU
-/// for two vCPUs; why is not known (docs/testing.md).
+/// How often a Linux guest is started on KVM in QEMU's SVM. A boot has stood still there, with one emulated CPU for two
+/// vCPUs; why is not known (docs/testing.md).
 const SVM_STARTS: u32 = 2;
 
 /// Memory in MiB of a guest that moves: enough for Debian's kernel, and little to move.
