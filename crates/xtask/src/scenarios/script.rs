@@ -1,7 +1,9 @@
 //! Runs one scenario's script against a guest that is up.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +17,9 @@ use crate::report::Status;
 /// Exit code of a script that could not try.
 const EXIT_SKIPPED: i32 = 77;
 
+/// How long a script whose time is over has to say where it is.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// What a script gets to know, as environment variables.
 pub(super) type Facts = Vec<(&'static str, String)>;
 
@@ -27,7 +32,7 @@ pub(super) struct Outcome {
     pub output: String,
 }
 
-/// Runs the script; kills it, with its children, when its time is over.
+/// Runs the script; kills it, with its children, when its time is over, and says at which of its lines it was.
 ///
 /// # Errors
 /// If it cannot be started.
@@ -62,7 +67,10 @@ pub(super) fn run(scenario: &Scenario, facts: &Facts) -> Result<Outcome> {
     let ended = wait(&mut child, scenario.timeout)?;
     let output = String::from_utf8_lossy(&fs::read(&log_path)?).into_owned();
     let (status, reason) = match ended {
-        None => (Status::Failed, Some(format!("not over after {} s", scenario.timeout.as_secs()))),
+        None => {
+            let place = place(&output, &scenario.path).map_or_else(String::new, |place| format!(", at {place}"));
+            (Status::Failed, Some(format!("not over after {} s{place}", scenario.timeout.as_secs())))
+        }
         Some(exit) if exit.success() => (Status::Passed, None),
         Some(exit) if exit.code() == Some(EXIT_SKIPPED) => {
             (Status::Skipped, Some(said(&output, "SKIPPED: ").unwrap_or("it gave no reason").to_owned()))
@@ -83,14 +91,55 @@ fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
             return Ok(Some(status));
         }
         if Instant::now() > deadline {
+            // What it does with that is in tests/scenarios/lib/sitecustomize.py.
+            signal("-USR1", &child.id().to_string());
+            thread::sleep(LAST_WORDS);
             // The whole group: a script may have a debugger as its child.
-            let group = format!("-{}", child.id());
-            let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+            signal("-KILL", &format!("-{}", child.id()));
             child.kill()?;
             child.wait()?;
             return Ok(None);
         }
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whoever is gone by then needs no signal.
+fn signal(name: &str, whom: &str) {
+    let _ = Command::new("kill").args([name, "--", whom]).stderr(Stdio::null()).status();
+}
+
+/// The innermost line in the last traceback that a script has printed, and the script's own that led there.
+fn place(output: &str, script: &Path) -> Option<String> {
+    let traceback = output.rsplit_once("(most recent call first):")?.1;
+    let frames: Vec<_> = traceback.lines().skip(1).map_while(Frame::parse).collect();
+    let innermost = frames.first()?;
+    let own = frames.iter().find(|frame| frame.path == script).filter(|own| *own != innermost);
+    let from = own.map_or_else(String::new, |own| format!(", for {own}"));
+    Some(format!("{innermost}{from}"))
+}
+
+/// A line of a traceback.
+#[derive(PartialEq)]
+struct Frame<'a> {
+    path: &'a Path,
+    line: usize,
+}
+
+impl<'a> Frame<'a> {
+    /// As Python's faulthandler writes it.
+    fn parse(text: &'a str) -> Option<Self> {
+        let (path, rest) = text.trim_start().strip_prefix("File \"")?.split_once("\", line ")?;
+        Some(Self { path: Path::new(path), line: rest.split(' ').next()?.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Frame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.path.file_name().unwrap_or_default().display();
+        let source = fs::read_to_string(self.path).unwrap_or_default();
+        let text = self.line.checked_sub(1).and_then(|line| source.lines().nth(line)).unwrap_or("?");
+        write!(f, "{name}:{}: {}", self.line, text.trim())
     }
 }
 
@@ -151,12 +200,13 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_is_killed() {
-        if is_skipped("what_hangs_is_killed") {
+    fn what_hangs_is_killed_and_says_where_it_was() {
+        if is_skipped("what_hangs_is_killed_and_says_where_it_was") {
             return;
         }
-        let hung = outcome("self-test-hangs", "import time; time.sleep(1000)", Duration::from_millis(500));
+        let code = "import time\ndef wait():\n    time.sleep(1000)\nwait()";
+        let hung = outcome("self-test-hangs", code, Duration::from_secs(5));
         assert_eq!(hung.status, Status::Failed);
-        assert!(hung.reason.unwrap().contains("not over"));
+        assert_eq!(hung.reason.as_deref(), Some("not over after 5 s, at self-test-hangs.py:3: time.sleep(1000)"));
     }
 }
