@@ -122,8 +122,10 @@ fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("memory");
     for length in [0x1000u64, 0x1_0000] {
         group.throughput(Throughput::Bytes(length));
-        let read = packet(&format!("m{TEXT:x},{length:x}"));
-        group.bench_function(BenchmarkId::new("read", length), |bencher| bencher.iter(|| client.ask(&read)));
+        for (name, kind) in [("read", 'm'), ("read as bytes", 'x')] {
+            let read = packet(&format!("{kind}{TEXT:x},{length:x}"));
+            group.bench_function(BenchmarkId::new(name, length), |bencher| bencher.iter(|| client.ask(&read)));
+        }
         group.bench_function(BenchmarkId::new("floor", length), |bencher| floor(bencher, 2 * length as usize));
     }
     group.throughput(Throughput::Bytes(MAPPED));

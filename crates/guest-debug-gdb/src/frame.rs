@@ -87,86 +87,23 @@ impl FrameDecoder {
     }
 }
 
-/// Bytes that are looked at together.
-const BLOCK: usize = 16;
-
 /// Puts a body into a frame: `$body#xx`. The body must be escaped already.
 pub(crate) fn encode(body: &[u8], out: &mut Vec<u8>) {
-    let sum = body.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-    out.push(b'$');
-    out.extend_from_slice(body);
-    out.push(b'#');
-    out.extend([sum >> 4, sum & 0xf].map(digit));
+    encode_with(|out| out.extend_from_slice(body), out);
 }
 
-/// Puts bytes into a frame as hex digits, runs of one digit shortened as the protocol allows: a guest's memory is full of zeros,
-/// and of nothing that other encodings of the protocol would make shorter.
-pub(crate) fn encode_hex(bytes: &[u8], out: &mut Vec<u8>) {
+/// The same for a body that is written where it is sent from.
+pub(crate) fn encode_with(body: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
     out.push(b'$');
     let start = out.len();
-    out.reserve(2 * bytes.len() + 3);
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let (plain, run) = rest.split_at(before_run(rest));
-        digits(plain, out);
-        let same = run.first().map_or(0, |byte| {
-            let same = run.iter().take_while(|next| *next == byte).count();
-            repeat(digit(byte & 0xf), 2 * same, out);
-            same
-        });
-        rest = run.get(same..).unwrap_or_default();
-    }
+    body(out);
     let sum = out.get(start..).unwrap_or_default().iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
     out.push(b'#');
     out.extend([sum >> 4, sum & 0xf].map(digit));
 }
 
-/// So many of one digit: a digit, a star and a character that counts those that follow, from 29.
-fn repeat(digit: u8, mut count: usize, out: &mut Vec<u8>) {
-    /// The counting character is a tilde then.
-    const MOST: usize = 97;
-    while count > 0 {
-        out.push(digit);
-        count -= 1;
-        let more = match count {
-            // Too few to be worth it.
-            0..3 => continue,
-            // These would be a number sign and a dollar sign.
-            6 | 7 => 5,
-            count => count.min(MOST),
-        };
-        out.push(b'*');
-        out.push(u8::try_from(more + 29).unwrap_or(b'~'));
-        count -= more;
-    }
-}
-
-/// How many bytes precede two that are one digit four times.
-fn before_run(bytes: &[u8]) -> usize {
-    let repeats = |byte: u8, next: u8| byte == next && byte >> 4 == byte & 0xf;
-    let nexts = bytes.get(1..).unwrap_or_default();
-    // Whole blocks without a decision inside, which compilers make vector instructions of.
-    let blocks = bytes.chunks_exact(BLOCK).zip(nexts.chunks_exact(BLOCK));
-    let none = |(block, nexts): &(&[u8], &[u8])| {
-        !block.iter().zip(*nexts).fold(false, |any, (byte, next)| any | repeats(*byte, *next))
-    };
-    let skipped = BLOCK * blocks.take_while(none).count();
-    let rest = bytes.get(skipped..).unwrap_or_default();
-    skipped + rest.windows(2).position(|pair| repeats(pair[0], pair[1])).unwrap_or(rest.len())
-}
-
-/// Bytes as digits, without a decision about one of them.
-fn digits(bytes: &[u8], out: &mut Vec<u8>) {
-    let start = out.len();
-    out.resize(start + 2 * bytes.len(), 0);
-    let pairs = out.get_mut(start..).unwrap_or_default().chunks_exact_mut(2);
-    for (pair, byte) in pairs.zip(bytes) {
-        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
-    }
-}
-
 /// A value of four bits as a hex digit.
-const fn digit(value: u8) -> u8 {
+pub(crate) const fn digit(value: u8) -> u8 {
     value + if value < 10 { b'0' } else { b'a' - 10 }
 }
 
@@ -199,37 +136,6 @@ mod tests {
         bytes.extend(b"\x03-");
         let expected = [Frame::Ack, Frame::Packet(b"qC".to_vec()), Frame::Interrupt, Frame::Nack];
         assert_eq!(decode(16, &bytes), expected);
-    }
-
-    /// What a client makes of run lengths.
-    fn expand(body: &[u8]) -> Vec<u8> {
-        let mut text = Vec::new();
-        let mut bytes = body.iter();
-        while let Some(byte) = bytes.next() {
-            if *byte == b'*' {
-                let (last, count) = (*text.last().unwrap(), usize::from(*bytes.next().unwrap()) - 29);
-                text.extend(std::iter::repeat_n(last, count));
-            } else {
-                text.push(*byte);
-            }
-        }
-        text
-    }
-
-    #[test]
-    fn runs_of_every_length_are_what_they_were() {
-        for value in [0u8, 0xff, 0x55] {
-            for length in 0..300 {
-                let bytes = [vec![0x12], vec![value; length], vec![0x05, 0x50]].concat();
-                let mut out = Vec::new();
-                encode_hex(&bytes, &mut out);
-                // Nothing in it ends a packet, and its checksum fits.
-                let [Frame::Packet(body)] = &decode(4096, &out)[..] else { panic!("{value:#x} {length}: {out:x?}") };
-                assert_eq!(expand(body), to_hex(&bytes).into_bytes(), "{value:#x} {length}");
-                assert!(body.iter().all(|byte| (b' '..=b'~').contains(byte)));
-                assert!(body.len() <= 6 + 3 * (2 * length).div_ceil(98) + 4, "{value:#x} {length}: {}", body.len());
-            }
-        }
     }
 
     #[test]

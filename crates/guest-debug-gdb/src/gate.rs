@@ -9,6 +9,7 @@ mod search;
 pub(crate) use extension::Extension;
 pub(crate) use search::{MAX_SEARCH, Search};
 
+use crate::payload::Encoding;
 use crate::vm_thread::{ThreadSelector, Tid};
 use guest_debug::{Breakpoint, Gva, WatchKind};
 
@@ -22,8 +23,8 @@ pub(crate) enum Verdict {
     Forward(Vec<u8>),
     /// gdbstub handles this body once the VM knows what becomes of the breakpoint's hits, which gdbstub has no word for.
     Insert(Vec<u8>, Breakpoint, Extension),
-    /// So much memory from there on.
-    Read { address: u64, length: usize },
+    /// So much memory from there on, so spelled.
+    Read { address: u64, length: usize, encoding: Encoding },
     /// A search of memory.
     Search(Search),
     /// So much of the list of threads, from there on.
@@ -71,7 +72,8 @@ pub(crate) fn check(body: &[u8], selection: &mut Selection) -> Verdict {
         (b'G', hex) => bytes_of(hex).map_or_else(refused, |_| forward(body)),
         (b'H', [b'g', id @ ..]) => select_current(id, selection).unwrap_or_else(refused),
         (b'H', [b'c', id @ ..]) => select_resume(id, selection).unwrap_or_else(refused),
-        (b'm', args) => read_memory(args).unwrap_or_else(refused),
+        (b'm', args) => read_memory(args, Encoding::Hex).unwrap_or_else(refused),
+        (b'x', args) => read_memory(args, Encoding::Binary).unwrap_or_else(refused),
         (b'M' | b'X', args) => write_memory(*kind, args).unwrap_or_else(refused),
         (b'p', number) => number_of(number).map_or_else(refused, |n| forward(format!("p{n:x}").as_bytes())),
         (b'P', args) => write_register(args).unwrap_or_else(refused),
@@ -119,14 +121,15 @@ fn resume(action: &str, selection: &Selection) -> Verdict {
     Verdict::Forward(body.into_bytes())
 }
 
-fn read_memory(args: &[u8]) -> Option<Verdict> {
+/// A length of 0 is refused: lldb asks for it to find out whether `x` has the answer that it knows, which is not gdb's.
+fn read_memory(args: &[u8], encoding: Encoding) -> Option<Verdict> {
     let (address, length) = split_once(args, b',')?;
     let (address, length) = (number_of(address)?, number_of(length)?);
     let length = usize::try_from(length).map_or(MAX_READ, |length| length.min(MAX_READ));
     if length == 0 {
         return None;
     }
-    Some(Verdict::Read { address, length })
+    Some(Verdict::Read { address, length, encoding })
 }
 
 fn write_memory(kind: u8, args: &[u8]) -> Option<Verdict> {

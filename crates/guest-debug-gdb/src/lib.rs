@@ -37,6 +37,7 @@ mod error;
 mod frame;
 mod gate;
 mod listener;
+mod payload;
 mod server;
 mod session_vm;
 mod stub;

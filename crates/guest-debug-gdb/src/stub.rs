@@ -1,7 +1,7 @@
 //! One client's session, without any I/O: bytes and VM events in, bytes out.
 
 use crate::description::GdbArch;
-use crate::frame::{Frame, FrameDecoder, encode, encode_hex, to_hex};
+use crate::frame::{Frame, FrameDecoder, encode, encode_with, to_hex};
 use crate::gate::{self, MAX_READ, Selection, Verdict};
 use crate::target::GuestTarget;
 use crate::vm::{DebugVm, VmError, VmEvent};
@@ -27,7 +27,7 @@ const MAX_BACKLOG: usize = 0x4_0000;
 /// Text in one packet, which must fit into the client's buffer.
 const MAX_TEXT: usize = 4096;
 /// Features that are added to those of gdbstub.
-const FEATURES: &[u8] = b";qXfer:threads:read+";
+const FEATURES: &[u8] = b";qXfer:threads:read+;binary-upload+";
 /// The same for VMs whose breakpoints may have rules.
 const RULES: &[u8] = b";ConditionalBreakpoints+;BreakpointCommands+";
 
@@ -229,10 +229,10 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
                 }
             },
             // As gdbstub would, which takes each digit by itself.
-            Verdict::Read { address, length } => {
+            Verdict::Read { address, length, encoding } => {
                 self.select(self.selection.current);
                 match self.target.read(self.target.current(), address, length) {
-                    Ok(bytes) => self.reply_with(|out| encode_hex(&bytes, out), out),
+                    Ok(bytes) => self.reply_with(|out| encode_with(|out| encoding.write(&bytes, out), out), out),
                     Err(VmError::Gone) => return Err(End::VmGone),
                     Err(error) => self.reply(format!("E{:02x}", error.errno()).as_bytes(), out),
                 }

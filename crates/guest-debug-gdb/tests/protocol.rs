@@ -17,9 +17,15 @@ fn handshake_announces_what_there_is() {
     let server = Server::start(MockVm::new(2));
     let mut client = server.connect();
     let features = client.ask("qSupported:multiprocess+");
-    for feature in
-        ["PacketSize=080100", "vContSupported+", "swbreak+", "hwbreak+", "qXfer:features:read+", "qXfer:threads:read+"]
-    {
+    for feature in [
+        "PacketSize=080100",
+        "vContSupported+",
+        "swbreak+",
+        "hwbreak+",
+        "qXfer:features:read+",
+        "qXfer:threads:read+",
+        "binary-upload+",
+    ] {
         assert!(features.contains(feature), "{features}");
     }
     for feature in ["fork-events+", "vfork-events+", "ReverseStep+"] {
@@ -123,6 +129,27 @@ fn memory_is_read_as_far_as_it_goes() {
     assert_eq!(client.ask("mffffffffffffffff,ffffffffffffffff"), "E0e");
     // A length beyond what fits into a packet is answered with less.
     assert_eq!(unhex(&client.ask(&format!("m{VIRTUAL:x},ffffffff"))), vm.state().memory[..0x40000]);
+}
+
+#[test]
+fn memory_is_read_as_bytes() {
+    let vm = MockVm::new(1);
+    let server = Server::start(vm.clone());
+    let mut client = server.connect().greet();
+    // Every byte there is, those that mean something in a packet among them, and runs.
+    for (at, byte) in (0..=255).chain([0; 300]).chain([b'#'; 5]).chain([b'}', b'*', b'$', 0x03]).enumerate() {
+        vm.state().memory[at] = byte;
+    }
+    let memory = vm.state().memory.clone();
+    let bytes = |from: usize, to: usize| [b"b", &memory[from..to]].concat();
+    assert_eq!(client.ask_bytes(&format!("x{VIRTUAL:x},400")), bytes(0, 0x400));
+    let end = LENGTH as usize;
+    assert_eq!(client.ask_bytes(&format!("x{:x},10", VIRTUAL + LENGTH - 4)), bytes(end - 4, end));
+    assert_eq!(client.ask("x0,10"), "E0e");
+    // A length beyond what fits into a packet is answered with less.
+    assert_eq!(client.ask_bytes(&format!("x{VIRTUAL:x},ffffffff")), bytes(0, 0x40000));
+    // lldb asks so whether there is a packet of this name with another answer.
+    assert_eq!(client.ask("x0,0"), "E16");
 }
 
 #[test]

@@ -154,6 +154,11 @@ fn packets_of(server: &Server, setup: &[&str], commands: &[&str]) -> Option<Vec<
     Some(parts)
 }
 
+/// How many of them read memory: gdb 16 and later do it by `x`.
+fn reads_of(packets: &[String]) -> usize {
+    packets.iter().filter(|packet| packet.starts_with(['m', 'x'])).count()
+}
+
 #[test]
 fn what_a_stop_reply_says_is_not_asked_for() {
     let server = Server::start(MockVm::new(2));
@@ -168,7 +173,7 @@ fn what_a_stop_reply_says_is_not_asked_for() {
         let lists = packets.iter().filter(|packet| packet.starts_with("qXfer:threads:read")).count();
         assert_eq!(lists, 1, "{packets:?}");
         // gdb looks at the instruction before the step, for exclusives, and twice behind it whether there is memory.
-        let reads = packets.iter().filter(|packet| packet.starts_with('m')).count();
+        let reads = reads_of(&packets);
         assert_eq!((reads, packets.len()), (3, 5), "{packets:?}");
     }
 }
@@ -179,7 +184,7 @@ fn a_gdb_that_keeps_memory_asks_once_a_stop() {
     let server = Server::start(MockVm::new(2));
     let Some(packets) = packets_of(&server, &["mem 0 0 rw cache", "stepi"], &["stepi", "stepi"]) else { return };
     for packets in packets {
-        let reads = packets.iter().filter(|packet| packet.starts_with('m')).count();
+        let reads = reads_of(&packets);
         assert_eq!((reads, packets.len()), (1, 3), "{packets:?}");
     }
 }

@@ -35,8 +35,12 @@ fn packets_are_passed_on_in_one_spelling() {
 
 #[test]
 fn a_read_is_cut_to_what_one_answer_holds() {
-    for (body, address, length) in [("m00FF,10", 0xff, 0x10), ("m0,ffffffffffffffff", 0, MAX_READ)] {
-        assert_eq!(check(body.as_bytes(), &mut selection()), Verdict::Read { address, length }, "{body}");
+    for (args, address, length) in [("00FF,10", 0xff, 0x10), ("0,ffffffffffffffff", 0, MAX_READ)] {
+        for (kind, encoding) in [("m", Encoding::Hex), ("x", Encoding::Binary)] {
+            let body = format!("{kind}{args}");
+            let read = Verdict::Read { address, length, encoding };
+            assert_eq!(check(body.as_bytes(), &mut selection()), read, "{body}");
+        }
     }
 }
 
@@ -69,6 +73,8 @@ fn malformed_packets_are_refused() {
         "mg,1",
         "m11111111111111111,1",
         "m1,0",
+        "x1",
+        "x0,0",
         "M1,2:ab",
         "M1,1:a",
         "X1,2:}",

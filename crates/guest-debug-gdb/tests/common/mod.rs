@@ -107,6 +107,10 @@ impl Client {
 
     /// The next packet, its run-length encoding undone; `None` at the end of the connection.
     pub fn receive(&mut self) -> Option<String> {
+        self.receive_bytes().map(|body| String::from_utf8(body).unwrap())
+    }
+
+    fn receive_bytes(&mut self) -> Option<Vec<u8>> {
         loop {
             let start = self.buffer.iter().position(|byte| *byte == b'$');
             let hash = self.buffer.iter().position(|byte| *byte == b'#');
@@ -136,6 +140,12 @@ impl Client {
     pub fn ask(&mut self, body: &str) -> String {
         self.send(body);
         self.receive().expect("the connection was closed")
+    }
+
+    /// The same, for an answer that is no text.
+    pub fn ask_bytes(&mut self, body: &str) -> Vec<u8> {
+        self.send(body);
+        self.receive_bytes().expect("the connection was closed")
     }
 
     /// Bytes without a frame.
@@ -186,7 +196,7 @@ pub fn unhex(digits: &str) -> Vec<u8> {
     (0..digits.len()).step_by(2).map(|n| u8::from_str_radix(&digits[n..n + 2], 16).unwrap()).collect()
 }
 
-fn expand(body: &[u8]) -> String {
+fn expand(body: &[u8]) -> Vec<u8> {
     let mut text = Vec::new();
     let mut bytes = body.iter();
     while let Some(byte) = bytes.next() {
@@ -200,7 +210,7 @@ fn expand(body: &[u8]) -> String {
             byte => text.push(*byte),
         }
     }
-    String::from_utf8(text).unwrap()
+    text
 }
 
 /// Waits until something is so; panics after ten seconds.
