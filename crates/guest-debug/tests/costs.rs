@@ -7,8 +7,8 @@ mod fake;
 use fake::{COUNT, NOP, RAM, Vm, branch};
 use guest_debug::arm64::{Pstate, Reg, SysReg};
 use guest_debug::{
-    Breakpoint, DebugCaps, DebugConfig, DebugSession, DebugVcpu, Entry, GuestRam, Gva, RamError, SessionError,
-    StopReason, VcpuError, VcpuId, VcpuState, VmHost, Wait,
+    Breakpoint, DebugCaps, DebugConfig, DebugSession, DebugVcpu, Entry, GuestRam, Gva, RamError, ResumeAction,
+    SessionError, StopEvent, StopReason, VcpuError, VcpuId, VcpuState, VmHost, Wait,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -34,6 +34,43 @@ fn a_vcpu_that_runs_freely_costs_nothing() {
     vm.session.interrupt();
     assert_eq!(vm.stop().reason, StopReason::Interrupt);
     assert!(vm.get(0, Reg::X(1)) > 0);
+}
+
+/// Steps vCPU 0 until `done` says so, which hears whether vCPU 1 was let go meanwhile: it has to be kicked then. Answers whether
+/// it did.
+fn step_until(vm: &Vm, steps: usize, mut done: impl FnMut(bool) -> bool) -> bool {
+    let kicks = || vm.vcpus[1].kicks.load(Ordering::Relaxed);
+    (0..steps).any(|_| {
+        let before = kicks();
+        vm.session.resume(&[(VcpuId(0), ResumeAction::Step)]).unwrap();
+        assert_eq!(vm.stop(), StopEvent { vcpu: VcpuId(0), reason: StopReason::Step });
+        done(kicks() > before)
+    })
+}
+
+#[test]
+fn a_step_behind_another_one_lets_no_other_vcpu_go() {
+    let vm = Vm::new(2, &[NOP, COUNT, NOP, branch(-8)]).start();
+    // On a busy machine some steps take so long that the other one goes.
+    let mut alone = 0;
+    let many = step_until(&vm, 2000, |went| {
+        alone = if went { 0 } else { alone + 1 };
+        alone == 20
+    });
+    assert!(many, "vCPU 1 goes with each step of vCPU 0");
+}
+
+#[test]
+fn a_script_that_steps_one_vcpu_lets_the_others_get_on() {
+    let vm = Vm::new(2, &[NOP, COUNT, NOP, branch(-8)]).start();
+    let (mut count, mut times) = (0, 0);
+    let often = step_until(&vm, 1_000_000, |_| {
+        let now = vm.get(1, Reg::X(1));
+        times += usize::from(now > count);
+        count = now;
+        times == 10
+    });
+    assert!(often, "vCPU 1 has got on {times} times");
 }
 
 /// vCPUs that leave the guest only when every one of them was kicked.

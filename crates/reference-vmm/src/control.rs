@@ -70,10 +70,14 @@ impl Control {
 
     /// A vCPU thread runs no guest code any more, and has let go of its vCPU.
     pub fn leave_guest(&self, vcpu: u32) {
-        if let Some(inside) = self.lock().inside.get_mut(vcpu as usize) {
+        let mut state = self.lock();
+        if let Some(inside) = state.inside.get_mut(vcpu as usize) {
             *inside = false;
         }
-        self.changed.notify_all();
+        // Nobody waits for it otherwise, and each step of a debugger's passes here.
+        if state.paused {
+            self.changed.notify_all();
+        }
     }
 
     /// Asks the VM's own thread for something, and pauses the VM. Anything wins over a reset, and otherwise the

@@ -172,6 +172,9 @@ impl<A: Arch> DebugSession<A> {
 
     /// Resumes the VM. A vCPU that is not named continues.
     ///
+    /// While one steps, the others stay where they are if they went less than 100 ms ago; otherwise they go first, for a
+    /// millisecond, and on while it steps. A step that takes more than 5 ms is joined by the others in any case.
+    ///
     /// Stops that the client has not fetched yet are reported at once, if their breakpoint is still there and
     /// their vCPU would run; nothing runs then. A vCPU that sits on a breakpoint which the client was told of
     /// executes that instruction first, without hitting it again; for a software breakpoint it does so alone.
@@ -233,13 +236,11 @@ impl<A: Arch> DebugSession<A> {
             self.ring();
             return Ok(());
         }
-        for ((id, slot), action) in self.slots().zip(all) {
-            let order = match action {
-                ResumeAction::Stay => Order::Stay,
-                action => Order::Go { action, over: self.over(&plan, id) },
-            };
-            slot.release(order, plan.clone());
-        }
+        let orders = self.slots().zip(all).map(|((id, _), action)| match action {
+            ResumeAction::Stay => Order::Stay,
+            action => Order::Go { action, over: self.over(&plan, id) },
+        });
+        self.let_go(&mut tables, &plan, orders.collect());
         Ok(())
     }
 

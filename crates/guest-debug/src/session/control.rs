@@ -267,13 +267,16 @@ impl<A: Arch> VcpuSlot<A> {
             // From here on it counts as running, even before its thread wakes. One that stays needs no waking, and with
             // hundreds of them that is most of what it costs to restore a session.
             shared.parked &= shared.paused;
-            // A thread that has not come yet does not wait either.
-            if shared.online {
-                self.changed.notify_all();
-            }
         }
+        // A thread that has not come yet does not wait either.
+        let waits = shared.online && order != Order::Stay;
         shared.order = order;
         shared.plan = plan;
+        // It would only wait for the lock otherwise.
+        drop(shared);
+        if waits {
+            self.changed.notify_all();
+        }
     }
 
     pub(super) fn ended(&self) -> Ended {

@@ -19,6 +19,7 @@ mod control;
 mod debugged;
 mod error;
 mod few;
+mod head_start;
 mod judge;
 mod memory;
 mod messages;

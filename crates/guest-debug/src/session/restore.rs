@@ -178,6 +178,7 @@ impl<A: Arch> DebugSession<A> {
                 .collect(),
             rules: Arc::new(rules::from_state(&state.rules)),
             selected: state.selected_vcpu.map(VcpuId),
+            all_went: None,
         };
         Ok(())
     }

@@ -9,6 +9,7 @@ use crate::arch::Arch;
 use crate::{Breakpoint, DebugCaps, Gva, VcpuId, WatchKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A watch as the client asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +49,8 @@ pub(super) struct Tables {
     pub(super) rules: Arc<Rules>,
     /// The vCPU that the client has selected.
     pub(super) selected: Option<VcpuId>,
+    /// When all vCPUs that were to go were let go last.
+    pub(super) all_went: Option<Instant>,
 }
 
 impl Tables {

@@ -72,6 +72,7 @@ pub struct FakeVcpu {
     pub config_calls: AtomicUsize,
     pub register_reads: AtomicUsize,
     pub entries: AtomicUsize,
+    pub kicks: AtomicUsize,
 }
 
 enum Exit {
@@ -96,6 +97,7 @@ impl FakeVcpu {
             config_calls: AtomicUsize::new(0),
             register_reads: AtomicUsize::new(0),
             entries: AtomicUsize::new(0),
+            kicks: AtomicUsize::new(0),
         }
     }
 
@@ -113,6 +115,7 @@ impl FakeVcpu {
     }
 
     fn kick(&self) {
+        self.kicks.fetch_add(1, Ordering::Relaxed);
         *self.kick.lock().unwrap() = true;
         self.kicked.notify_all();
     }
