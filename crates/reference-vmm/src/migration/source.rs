@@ -190,15 +190,25 @@ fn wait_however_long(reader: &mut BufReader<&Connection>) {
     }
 }
 
+/// After so much memory the peer gets to hear something, whatever is in it: it waits for a minute, and zeroes are skipped.
+const SIGN_OF_LIFE: u64 = 64 << 20;
+
 /// Sends pages; answers how many were not zero.
 fn send_pages<S: Source>(vm: &S, bitmap: &[u64], skip_zeroes: bool, to: &mut impl Write) -> Result<u64, VmError> {
     let mut buffer = vec![0; MAX_RUN as usize];
-    let mut sent = 0;
+    let (mut sent, mut silent) = (0, 0);
     for run in pages::runs(bitmap, MAX_RUN) {
         let length = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
         let bytes = buffer.get_mut(..length).ok_or_else(|| failed("a run is too long"))?;
         vm.read_memory(run.start, bytes)?;
         sent += send_run(run.start, bytes, skip_zeroes, to)?;
+        silent += run.end - run.start;
+        if silent >= SIGN_OF_LIFE {
+            silent = 0;
+            // No zeroes there.
+            send(to, Kind::Zeroes, &[&run.end.to_le_bytes(), &0u64.to_le_bytes()])?;
+            to.flush().map_err(connection)?;
+        }
     }
     to.flush().map_err(connection)?;
     Ok(sent)
@@ -237,10 +247,16 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
-    /// A VM with a page of zeroes.
-    #[derive(Default)]
+    /// A VM with nothing but zeroes.
     struct Vm {
+        memory: u64,
         stopped: AtomicBool,
+    }
+
+    impl Vm {
+        fn new(memory: u64) -> Self {
+            Self { memory, stopped: AtomicBool::new(false) }
+        }
     }
 
     impl Source for Vm {
@@ -251,7 +267,7 @@ mod tests {
         }
 
         fn memory_size(&self) -> u64 {
-            PAGE
+            self.memory
         }
 
         fn read_memory(&self, _: u64, bytes: &mut [u8]) -> Result<(), VmError> {
@@ -287,7 +303,7 @@ mod tests {
         let (here, mut there) = UnixStream::pair().unwrap();
         let source = Connection::new(Stream::Unix(here.try_clone().unwrap())).unwrap();
         here.set_read_timeout(Some(PATIENCE)).unwrap();
-        let vm = Vm::default();
+        let vm = Vm::new(PAGE);
         let result = thread::scope(|scope| {
             let moving = scope.spawn(|| migrate(&vm, &source, &mut drop));
             Frame::expect(&mut there, Kind::Offer).unwrap();
@@ -302,6 +318,19 @@ mod tests {
             moving.join().unwrap()
         });
         (vm.stopped.load(Ordering::SeqCst), result)
+    }
+
+    #[test]
+    fn a_destination_hears_of_memory_that_has_nothing_but_zeroes() {
+        let bitmap = pages::all(3 * SIGN_OF_LIFE);
+        let mut wire = Vec::new();
+        assert_eq!(send_pages(&Vm::new(3 * SIGN_OF_LIFE), &bitmap, true, &mut wire).unwrap(), 0);
+        let mut wire = wire.as_slice();
+        for sign in 1..=3 {
+            let frame = Frame::read(&mut wire).unwrap();
+            assert_eq!((frame.kind, frame.zeroes().unwrap()), (Kind::Zeroes, (sign * SIGN_OF_LIFE, 0)));
+        }
+        assert!(wire.is_empty());
     }
 
     #[test]

@@ -111,7 +111,8 @@ pub(super) enum Kind {
     Refuse = 3,
     /// Offset in guest memory (8 bytes), then its bytes.
     Memory = 4,
-    /// Offset in guest memory and length (8 bytes each) of zeroes.
+    /// Offset in guest memory and length (8 bytes each) of zeroes. A length of 0 is a sign of life: zeroes that the destination
+    /// begins with are not sent.
     Zeroes = 5,
     /// [`crate::state::VmState`] without its debug session, JSON.
     State = 6,
