@@ -130,6 +130,15 @@ pub trait DebugVcpu<A: Arch = Arm64>: Send + Sync {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// Reads registers of up to eight bytes each, `regs` in their order into `values`; the shorter of the two counts. For
+    /// hypervisors that read many with one call, as KVM does on x86_64; otherwise they are read one by one.
+    fn get_u64s(&self, regs: &[A::Reg], values: &mut [u64]) -> Result<(), VcpuError> {
+        for (reg, value) in regs.iter().zip(values) {
+            *value = self.get_u64(*reg)?;
+        }
+        Ok(())
+    }
+
     /// Writes a register of up to eight bytes; bits that do not fit in the register are dropped.
     fn set_u64(&self, reg: A::Reg, value: u64) -> Result<(), VcpuError> {
         let size = reg.size();

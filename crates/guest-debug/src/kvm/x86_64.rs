@@ -10,7 +10,7 @@ use crate::uapi::x86_64::GuestDebug;
 use crate::x86_64::stop::{BP_VECTOR, DB_VECTOR, Exception};
 use crate::x86_64::{Dr7, HwDebug, Reg};
 use crate::{DebugConfig, DebugVcpu, VcpuError};
-use kvm_bindings::kvm_guest_debug;
+use kvm_bindings::{kvm_guest_debug, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
@@ -29,14 +29,16 @@ impl DebugVcpu<X86_64> for VcpuFd {
             value.copy_from_slice(read.get(..expected).unwrap_or_default());
             return Ok(());
         }
-        let read = match general::read(self, reg)? {
-            Some(read) => read,
-            None => match segments::read(self, reg)? {
-                Some(read) => read,
-                None => msr::read(self, reg)?.ok_or(VcpuError::NoSuchRegister(reg.into()))?,
-            },
-        };
+        let read = Reads::of(self).value(reg)?;
         value.copy_from_slice(read.to_le_bytes().get(..expected).unwrap_or_default());
+        Ok(())
+    }
+
+    fn get_u64s(&self, regs: &[Reg], values: &mut [u64]) -> Result<(), VcpuError> {
+        let mut reads = Reads::of(self);
+        for (reg, value) in regs.iter().zip(values) {
+            *value = reads.value(*reg)?;
+        }
         Ok(())
     }
 
@@ -83,6 +85,38 @@ impl DebugVcpu<X86_64> for VcpuFd {
         // Whatever else is pending stays as it is.
         events.flags &= KEPT_EVENTS;
         self.set_vcpu_events(&events).map_err(os("KVM_SET_VCPU_EVENTS"))
+    }
+}
+
+/// Registers that are read together: each call to KVM is made once, when the first register of its group is asked for.
+struct Reads<'a> {
+    fd: &'a VcpuFd,
+    general: Option<kvm_regs>,
+    segments: Option<kvm_sregs>,
+}
+
+impl<'a> Reads<'a> {
+    fn of(fd: &'a VcpuFd) -> Self {
+        Self { fd, general: None, segments: None }
+    }
+
+    fn value(&mut self, reg: Reg) -> Result<u64, VcpuError> {
+        let value = if general::has(reg) {
+            let regs = match self.general {
+                Some(regs) => regs,
+                None => *self.general.insert(general::get(self.fd)?),
+            };
+            general::value(regs, reg)
+        } else if segments::has(reg) {
+            let sregs = match self.segments {
+                Some(sregs) => sregs,
+                None => *self.segments.insert(segments::get(self.fd)?),
+            };
+            segments::value(sregs, reg)
+        } else {
+            msr::read(self.fd, reg)?
+        };
+        value.ok_or(VcpuError::NoSuchRegister(reg.into()))
     }
 }
 

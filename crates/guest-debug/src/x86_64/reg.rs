@@ -82,8 +82,14 @@ pub enum Reg {
     Cr8,
     /// IA32_EFER.
     Efer,
+    /// Base of the code segment.
+    CsBase,
     /// Access rights of CS in the layout of the VMCS (SDM table 24-2): type in bits 3:0, DPL in 6:5, L and D in 13 and 14.
     CsAr,
+    /// Base of the stack segment.
+    SsBase,
+    /// Access rights of SS, in the same layout: B in bit 14.
+    SsAr,
     /// Linear address of the interrupt descriptor table.
     IdtBase,
     /// IA32_LSTAR, where SYSCALL goes to in 64-bit mode.
@@ -167,7 +173,8 @@ impl Reg {
     pub const SYSTEM: [Self; 7] = [Self::KGsBase, Self::Cr0, Self::Cr2, Self::Cr3, Self::Cr4, Self::Cr8, Self::Efer];
 
     /// What a step has to know and neither gdb nor QEMU lists.
-    pub const HIDDEN: [Self; 4] = [Self::CsAr, Self::IdtBase, Self::Lstar, Self::Fmask];
+    pub const HIDDEN: [Self; 7] =
+        [Self::CsBase, Self::CsAr, Self::SsBase, Self::SsAr, Self::IdtBase, Self::Lstar, Self::Fmask];
 
     /// Its number in [expressions](crate::agent), if they can read it: gdb's up to GS, and from 0x8000 on those of
     /// [`Self::SEGMENTS`] and [`Self::SYSTEM`], in their order.
@@ -249,7 +256,10 @@ impl fmt::Display for Reg {
             Self::Cr4 => "cr4",
             Self::Cr8 => "cr8",
             Self::Efer => "efer",
+            Self::CsBase => "cs_base",
             Self::CsAr => "cs_ar",
+            Self::SsBase => "ss_base",
+            Self::SsAr => "ss_ar",
             Self::IdtBase => "idt_base",
             Self::Lstar => "lstar",
             Self::Fmask => "fmask",

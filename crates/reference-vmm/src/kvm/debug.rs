@@ -90,6 +90,10 @@ impl DebugVcpu<HostArch> for Vcpu {
         self.lock().get_reg(reg, value)
     }
 
+    fn get_u64s(&self, regs: &[Reg], values: &mut [u64]) -> Result<(), VcpuError> {
+        self.lock().get_u64s(regs, values)
+    }
+
     fn set_reg(&self, reg: Reg, value: &[u8]) -> Result<(), VcpuError> {
         self.lock().set_reg(reg, value)
     }

@@ -9,19 +9,24 @@ use kvm_ioctls::VcpuFd;
 /// Bits of RFLAGS that are not in EFLAGS are reserved.
 const EFLAGS: u64 = u32::MAX as u64;
 
-pub(super) fn read(fd: &VcpuFd, reg: Reg) -> Result<Option<u64>, VcpuError> {
-    if field(&mut kvm_regs::default(), reg).is_none() {
-        return Ok(None);
-    }
-    let mut regs = fd.get_regs().map_err(os("KVM_GET_REGS"))?;
-    Ok(field(&mut regs, reg).copied())
+/// Whether it is one of them.
+pub(super) fn has(reg: Reg) -> bool {
+    field(&mut kvm_regs::default(), reg).is_some()
+}
+
+pub(super) fn get(fd: &VcpuFd) -> Result<kvm_regs, VcpuError> {
+    fd.get_regs().map_err(os("KVM_GET_REGS"))
+}
+
+pub(super) fn value(mut regs: kvm_regs, reg: Reg) -> Option<u64> {
+    field(&mut regs, reg).copied()
 }
 
 pub(super) fn write(fd: &VcpuFd, reg: Reg, value: u64) -> Result<bool, VcpuError> {
-    if field(&mut kvm_regs::default(), reg).is_none() {
+    if !has(reg) {
         return Ok(false);
     }
-    let mut regs = fd.get_regs().map_err(os("KVM_GET_REGS"))?;
+    let mut regs = get(fd)?;
     if let Some(field) = field(&mut regs, reg) {
         *field = if reg == Reg::Eflags { *field & !EFLAGS | value & EFLAGS } else { value };
     }

@@ -6,35 +6,28 @@ use crate::x86_64::Reg;
 use kvm_bindings::{kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
-pub(super) fn read(fd: &VcpuFd, reg: Reg) -> Result<Option<u64>, VcpuError> {
-    let value = |sregs: &mut kvm_sregs| {
-        if let Some(segment) = segment(sregs, reg) {
-            return Some(segment.selector.into());
-        }
-        match reg {
-            Reg::CsAr => Some(access_rights(&sregs.cs)),
-            _ => field(sregs, reg).copied(),
-        }
-    };
-    if value(&mut kvm_sregs::default()).is_none() {
-        return Ok(None);
-    }
-    let mut sregs = fd.get_sregs().map_err(os("KVM_GET_SREGS"))?;
-    Ok(value(&mut sregs))
+/// Whether it is one of them.
+pub(super) fn has(reg: Reg) -> bool {
+    value(kvm_sregs::default(), reg).is_some()
+}
+
+pub(super) fn get(fd: &VcpuFd) -> Result<kvm_sregs, VcpuError> {
+    fd.get_sregs().map_err(os("KVM_GET_SREGS"))
+}
+
+pub(super) fn value(mut sregs: kvm_sregs, reg: Reg) -> Option<u64> {
+    part_of_segment(&mut sregs, reg).or_else(|| field(&mut sregs, reg).copied())
 }
 
 pub(super) fn write(fd: &VcpuFd, reg: Reg, value: u64) -> Result<bool, VcpuError> {
-    if let Some(now) = segment(&mut kvm_sregs::default(), reg).and(read(fd, reg)?) {
+    if !has(reg) {
+        return Ok(false);
+    }
+    let mut sregs = get(fd)?;
+    if let Some(now) = part_of_segment(&mut sregs, reg) {
         // A debugger writes all registers back for a call. Another selector alone would not load the segment.
         return if now == value { Ok(true) } else { Err(VcpuError::Unsupported("loading a segment")) };
     }
-    if reg == Reg::CsAr {
-        return Err(VcpuError::Unsupported("loading a segment"));
-    }
-    if field(&mut kvm_sregs::default(), reg).is_none() {
-        return Ok(false);
-    }
-    let mut sregs = fd.get_sregs().map_err(os("KVM_GET_SREGS"))?;
     if let Some(field) = field(&mut sregs, reg) {
         if *field == value {
             return Ok(true);
@@ -43,6 +36,20 @@ pub(super) fn write(fd: &VcpuFd, reg: Reg, value: u64) -> Result<bool, VcpuError
     }
     fd.set_sregs(&sregs).map_err(os("KVM_SET_SREGS"))?;
     Ok(true)
+}
+
+/// What a load of the segment writes, all of it at once.
+fn part_of_segment(sregs: &mut kvm_sregs, reg: Reg) -> Option<u64> {
+    if let Some(segment) = segment(sregs, reg) {
+        return Some(segment.selector.into());
+    }
+    Some(match reg {
+        Reg::CsBase => sregs.cs.base,
+        Reg::CsAr => access_rights(&sregs.cs),
+        Reg::SsBase => sregs.ss.base,
+        Reg::SsAr => access_rights(&sregs.ss),
+        _ => return None,
+    })
 }
 
 fn segment(sregs: &mut kvm_sregs, reg: Reg) -> Option<&mut kvm_segment> {
