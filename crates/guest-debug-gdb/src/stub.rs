@@ -1,5 +1,6 @@
 //! One client's session, without any I/O: bytes and VM events in, bytes out.
 
+use crate::arch::RegisterNumber;
 use crate::description::GdbArch;
 use crate::frame::{Frame, FrameDecoder, encode, encode_with, to_hex};
 use crate::gate::{self, MAX_READ, Selection, Verdict};
@@ -11,7 +12,7 @@ use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{GdbStubBuilder, MultiThreadStopReason};
 use gdbstub::target::ext::breakpoints::WatchKind;
-use guest_debug::{StopEvent, StopReason, Unsupported};
+use guest_debug::{Gva, StopEvent, StopReason, Unsupported};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use thiserror::Error;
@@ -374,10 +375,12 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
                 if let StopReason::Unsupported(what) = event.reason {
                     self.console(&format!("{}: {what}\n", event.vcpu), out);
                 }
-                // gdb takes a hit of a breakpoint that it has not set for one that came late, and goes on in silence.
-                let known = self.target.client.knows(event.reason);
-                let told = if known { event } else { StopEvent { reason: StopReason::Step, ..event } };
-                self.report(stop_reason(told), out)
+                // gdb takes a hit of a breakpoint that it has not set, or not where pc is, for one that came late, and goes
+                // on in silence.
+                let values = self.expedited();
+                let expected = self.target.client.knows(event.reason) && is_at_pc(event.reason, &values);
+                let told = if expected { event } else { StopEvent { reason: StopReason::Step, ..event } };
+                self.report_with(stop_reason(told), &values, out)
             }
             Err(VmError::Gone) => Err(End::VmGone),
             Err(error) => {
@@ -415,12 +418,23 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
 
     /// Sends a stop reply, with the registers that the client would ask for next.
     fn report(&mut self, reason: MultiThreadStopReason<u64>, out: &mut Vec<u8>) -> Result<(), End> {
-        let vcpu = self.selection.current.vcpu();
-        let numbers = A::EXPEDITED;
         let values = match reason {
             MultiThreadStopReason::Exited(_) => Vec::new(),
-            _ => self.target.read_some(vcpu, numbers).unwrap_or_default(),
+            _ => self.expedited(),
         };
+        self.report_with(reason, &values, out)
+    }
+
+    fn expedited(&self) -> Vec<(RegisterNumber, Vec<u8>)> {
+        self.target.read_some(self.selection.current.vcpu(), A::EXPEDITED).unwrap_or_default()
+    }
+
+    fn report_with(
+        &mut self,
+        reason: MultiThreadStopReason<u64>,
+        values: &[(RegisterNumber, Vec<u8>)],
+        out: &mut Vec<u8>,
+    ) -> Result<(), End> {
         let mark = out.len();
         self.step(out, |machine, target| match machine {
             GdbStubStateMachine::Running(machine) => {
@@ -521,6 +535,15 @@ fn append(more: &[u8], mark: usize, out: &mut Vec<u8>) {
         }
         None => out.extend(answer),
     }
+}
+
+/// Whether a breakpoint is at the program counter that the client reads, the last of its expedited registers. On x86_64 that
+/// is an offset where the code segment has a base.
+fn is_at_pc(reason: StopReason, expedited: &[(RegisterNumber, Vec<u8>)]) -> bool {
+    let (StopReason::HardwareBreakpoint(Gva(at)) | StopReason::SoftwareBreakpoint(Gva(at))) = reason else {
+        return true;
+    };
+    expedited.last().is_none_or(|(_, pc)| *pc == at.to_le_bytes())
 }
 
 type StepResult<'v, A, V> = Result<Machine<'v, A, V>, gdbstub::stub::GdbStubError<VmError, Infallible>>;

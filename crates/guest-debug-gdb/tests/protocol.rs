@@ -284,20 +284,21 @@ fn stop_replies_name_thread_and_reason() {
     let vm = MockVm::new(2);
     let server = Server::start(vm.clone());
     let mut client = server.connect().greet();
-    let at = Gva(VIRTUAL + 0x10);
+    // Where vCPU 1 is.
+    let at = Gva(VIRTUAL + 0x1000);
     let cases = [
         (StopReason::Step, "T05thread:p01.02;"),
         (StopReason::HardwareBreakpoint(at), "T05thread:p01.02;hwbreak:;"),
         (StopReason::SoftwareBreakpoint(at), "T05thread:p01.02;swbreak:;"),
-        (StopReason::Watchpoint { kind: WatchKind::Write, address: at }, "T05thread:p01.02;watch:ffff800008000010;"),
-        (StopReason::Watchpoint { kind: WatchKind::Read, address: at }, "T05thread:p01.02;rwatch:ffff800008000010;"),
-        (StopReason::Watchpoint { kind: WatchKind::Access, address: at }, "T05thread:p01.02;awatch:ffff800008000010;"),
+        (StopReason::Watchpoint { kind: WatchKind::Write, address: at }, "T05thread:p01.02;watch:ffff800008001000;"),
+        (StopReason::Watchpoint { kind: WatchKind::Read, address: at }, "T05thread:p01.02;rwatch:ffff800008001000;"),
+        (StopReason::Watchpoint { kind: WatchKind::Access, address: at }, "T05thread:p01.02;awatch:ffff800008001000;"),
         (StopReason::Interrupt, "T02thread:p01.02;"),
     ];
     for packet in 0..5 {
         // The client knows it from then on.
-        assert_eq!(client.ask(&format!("Z{packet},ffff800008000010,4")), "OK");
-        assert_eq!(client.ask(&format!("z{packet},ffff800008000010,4")), "OK");
+        assert_eq!(client.ask(&format!("Z{packet},ffff800008001000,4")), "OK");
+        assert_eq!(client.ask(&format!("z{packet},ffff800008001000,4")), "OK");
     }
     for (reason, expected) in cases {
         client.send("vCont;c");

@@ -170,3 +170,40 @@ fn a_condition_is_evaluated_beside_the_vcpu() {
     let Some(text) = text else { return };
     assert_has(&text, &["hit Breakpoint 1", "= 1000", "1 hits"]);
 }
+
+/// gdb takes a breakpoint's hit that is not at its pc for an old one, and would let the guest go on in silence.
+#[test]
+fn a_breakpoint_in_a_segment_with_a_base_stops() {
+    let vm = vm();
+    vm.vcpus[0].enter_real_mode(0xfff0);
+    let text = gdb(
+        &vm,
+        &[
+            "set scheduler-locking on",
+            "set $rbx = 0",
+            &format!("hbreak *{:#x}", RAM + 1),
+            "continue",
+            "p/x $pc",
+            "x/3xb ($cs << 4) + $pc",
+            "p $rbx",
+            "continue",
+            "p $rbx",
+            "stepi",
+            "p/x $pc",
+            "detach",
+        ],
+    );
+    let Some(text) = text else { return };
+    assert_has(
+        &text,
+        &[
+            "received signal SIGTRAP",
+            "= 0x101",
+            "0x100001:\t0x48\t0xff\t0xc3",
+            "= 0",
+            "received signal SIGTRAP",
+            "= 1",
+            "= 0x104",
+        ],
+    );
+}

@@ -18,6 +18,9 @@ impl fmt::Display for VcpuId {
 }
 
 /// A guest-virtual address. Guest-physical ones are [`vm_memory::GuestAddress`].
+///
+/// On x86_64 it is a linear address. An instruction's is not RIP where the code segment has a base, as in real mode, but the
+/// base plus RIP.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gva(pub u64);
 
@@ -90,7 +93,7 @@ pub enum ResumeAction {
     Continue,
     /// It executes one instruction.
     Step,
-    /// It steps for as long as the program counter is inside the range.
+    /// It steps for as long as the program counter, as the register [`crate::Arch::PC`] has it, is inside the range.
     StepRange(Range<u64>),
 }
 
@@ -103,7 +106,7 @@ pub enum StopReason {
     HardwareBreakpoint(Gva),
     /// A software breakpoint at this address; its instruction has not executed.
     SoftwareBreakpoint(Gva),
-    /// A watch matched; the access has not happened yet.
+    /// A watch matched. The access has not happened yet on arm64; on x86_64 it has, and the vCPU is behind it.
     Watchpoint {
         /// Kind of the watch, as it was asked for.
         kind: WatchKind,

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod fake_x86;
 
 use fake_x86::*;

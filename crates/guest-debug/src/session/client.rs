@@ -8,6 +8,7 @@ use super::{BreakpointInfo, DebugSession, QUIET_TIMEOUT, STOP_TIMEOUT, SessionEr
 use crate::arch::Arch;
 use crate::state::{MAX_TOLD, StopState};
 use crate::{Breakpoint, Gva, ResumeAction, StopEvent, StopReason, VcpuId, WatchKind};
+use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
@@ -141,7 +142,7 @@ impl<A: Arch> DebugSession<A> {
         self.halt()?;
         let _ = self.doorbell.read();
         let Some(event) = self.queue().pop() else { return Ok(None) };
-        let pc = self.stopped(event.vcpu).ok().and_then(|vcpu| vcpu.get_u64(A::PC).ok());
+        let pc = self.pc(event.vcpu);
         if event.reason != StopReason::Interrupt {
             let slot = self.slot(event.vcpu)?;
             let known = slot.told().filter(|told| Some(told.pc) == pc);
@@ -182,7 +183,8 @@ impl<A: Arch> DebugSession<A> {
     /// # Errors
     ///
     /// [`SessionError::NotAttached`], [`SessionError::NotStopped`] when a vCPU still runs,
-    /// [`SessionError::NoSuchVcpu`], [`SessionError::Ram`], [`SessionError::Frozen`]. Nothing runs then.
+    /// [`SessionError::NoSuchVcpu`], [`SessionError::Vcpu`], [`SessionError::Ram`], [`SessionError::Frozen`]. Nothing runs
+    /// then.
     pub fn resume(&self, actions: &[(VcpuId, ResumeAction)]) -> Result<(), SessionError> {
         let mut tables = self.thawed()?;
         if !tables.attached {
@@ -196,6 +198,11 @@ impl<A: Arch> DebugSession<A> {
             }
         }
         self.halt()?;
+        for ((id, _), action) in self.slots().zip(&mut all) {
+            if let ResumeAction::StepRange(range) = action {
+                *range = self.addresses(id, range)?;
+            }
+        }
         tables.held = false;
         if self.keep_pending(&tables, &all) {
             self.ring();
@@ -365,7 +372,17 @@ impl<A: Arch> DebugSession<A> {
     }
 
     pub(super) fn pc(&self, id: VcpuId) -> Option<u64> {
-        self.stopped(id).ok()?.get_u64(A::PC).ok()
+        A::pc(&*self.stopped(id).ok()?).ok()
+    }
+
+    /// The addresses of a range of program counters.
+    fn addresses(&self, id: VcpuId, range: &Range<u64>) -> Result<Range<u64>, SessionError> {
+        let vcpu = self.stopped(id)?;
+        let base = A::pc(&*vcpu).and_then(|pc| Ok(pc.wrapping_sub(vcpu.get_u64(A::PC)?)));
+        let base = base.map_err(|source| SessionError::Vcpu { vcpu: id, source })?;
+        let (start, end) = (range.start.wrapping_add(base), range.end.wrapping_add(base));
+        // One that reaches beyond the last address is empty.
+        Ok(start..end.max(start))
     }
 
     fn is_at(&self, id: VcpuId, pc: u64) -> bool {

@@ -54,6 +54,9 @@ pub trait Debugged<A: Arch>: Sized {
     /// Whether the hypervisor can hold interrupts back during a step.
     fn blocks_interrupts(caps: &DebugCaps) -> bool;
 
+    /// The address of the instruction that a vCPU is about to execute, as breakpoints have it.
+    fn pc(vcpu: &dyn DebugVcpu<A>) -> Result<u64, VcpuError>;
+
     /// How a vCPU translates.
     fn regime(vcpu: &dyn DebugVcpu<A>) -> Result<Self::Regime, VcpuError>;
 

@@ -240,7 +240,7 @@ impl<A: Arch> DebugSession<A> {
     fn stop_states(&self, stops: Vec<Pending>) -> Result<Vec<StopState>, SessionError> {
         let state = |Pending { event, pc }: Pending| {
             let read = || {
-                let pc = self.stopped(event.vcpu)?.get_u64(A::PC);
+                let pc = A::pc(&*self.stopped(event.vcpu)?);
                 pc.map_err(|source| SessionError::Vcpu { vcpu: event.vcpu, source })
             };
             let pc = pc.map_or_else(read, Ok)?;

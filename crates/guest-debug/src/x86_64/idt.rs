@@ -11,9 +11,6 @@ pub struct Gate {
     pub trap: bool,
 }
 
-/// Bytes of a gate.
-pub const GATE: u64 = 16;
-
 impl Gate {
     /// Decodes a gate; `None` for one that is not present, or neither an interrupt nor a trap gate.
     pub const fn decode(low: u64, high: u64) -> Option<Self> {
@@ -30,6 +27,15 @@ impl Gate {
         Some(Self { handler, trap })
     }
 }
+
+/// First instruction of a real-mode handler, a linear address, by its entry in the interrupt vector table: offset, then
+/// segment (SDM 20.1.4).
+pub const fn real_mode_handler(entry: u32) -> u64 {
+    (entry >> 16 << 4) as u64 + (entry & 0xffff) as u64
+}
+
+/// Where the saved FLAGS are in real mode, from the stack pointer in a handler: behind IP and CS. There are no error codes.
+pub const REAL_MODE_FLAGS: u64 = 4;
 
 /// Whether the CPU pushes an error code for an exception (SDM table 6-1).
 pub const fn has_error_code(vector: u8) -> bool {
@@ -56,6 +62,13 @@ mod tests {
         assert_eq!(Gate::decode(low & !(1 << 47), 0xffff_ffff), None, "not present");
         assert_eq!(Gate::decode(low ^ 0b11 << 40, 0), None, "a call gate");
         assert_eq!(Gate::decode(0, 0), None);
+    }
+
+    #[test]
+    fn the_vector_of_a_pc_bios() {
+        // INT 10h at f000:f065, its address in every BIOS.
+        assert_eq!(real_mode_handler(0xf000_f065), 0xf_f065);
+        assert_eq!(real_mode_handler(u32::MAX), 0x10_ffef);
     }
 
     #[test]

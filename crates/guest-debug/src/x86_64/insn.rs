@@ -52,19 +52,15 @@ pub enum Insn {
 
 /// Decodes the instruction that `code` begins with.
 pub fn decode(code: &[u8], size: CodeSize) -> Insn {
-    let code = code.get(..MAX_LENGTH).unwrap_or(code);
-    let is_rex = |byte: u8| size == CodeSize::Bits64 && byte & 0xf0 == 0x40;
-    let prefixes = code.iter().take_while(|byte| PREFIXES.contains(byte)).count();
-    // One REX, directly before the opcode.
-    let rex = usize::from(code.get(prefixes).is_some_and(|byte| is_rex(*byte)));
-    let at = |offset: usize| code.get(prefixes + rex + offset).copied();
+    let (prefixes, operation) = operation(code, size);
+    let at = |offset: usize| operation.get(offset).copied();
     match (at(0), at(1)) {
         (Some(0x9c), _) => Insn::Pushf,
         (Some(0x9d), _) => Insn::Popf,
         (Some(0xfa), _) => Insn::Cli,
         (Some(0xfb), _) => Insn::Sti,
         (Some(0xcf), _) => Insn::Iret,
-        (Some(0xf4), _) => Insn::Hlt { length: (prefixes + rex + 1) as u8 },
+        (Some(0xf4), _) => Insn::Hlt { length: (prefixes + 1) as u8 },
         (Some(0xcc), _) => Insn::Int { vector: 3 },
         (Some(0xf1), _) => Insn::Int { vector: 1 },
         (Some(0xcd), Some(vector)) => Insn::Int { vector },
@@ -74,6 +70,16 @@ pub fn decode(code: &[u8], size: CodeSize) -> Insn {
         (Some(0x0f), Some(0x07)) => Insn::Sysret,
         _ => Insn::Other,
     }
+}
+
+/// The number of prefixes, and what is behind them.
+fn operation(code: &[u8], size: CodeSize) -> (usize, &[u8]) {
+    let code = code.get(..MAX_LENGTH).unwrap_or(code);
+    let is_rex = |byte: u8| size == CodeSize::Bits64 && byte & 0xf0 == 0x40;
+    let legacy = code.iter().take_while(|byte| PREFIXES.contains(byte)).count();
+    // One REX, directly before the opcode.
+    let prefixes = legacy + usize::from(code.get(legacy).is_some_and(|byte| is_rex(*byte)));
+    (prefixes, code.get(prefixes..).unwrap_or_default())
 }
 
 /// Number of SS as an operand.

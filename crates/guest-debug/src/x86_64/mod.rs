@@ -8,6 +8,7 @@ pub mod dbgreg;
 pub mod fpu;
 pub mod idt;
 pub mod insn;
+pub mod mode;
 mod reg;
 pub mod slot;
 pub mod stop;

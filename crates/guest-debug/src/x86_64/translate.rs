@@ -1,7 +1,7 @@
 //! Address translation by the guest's own page tables, as the CPU would do it, from the vCPU's registers and guest memory.
 //!
-//! Source: SDM chapter 4 "Paging" (chapter 5 in newer editions), APM chapter 5. Linear addresses go in: adding a segment's
-//! base, also in real mode, is the caller's. Registers and tables come from the guest: whatever they hold, a walk reads at
+//! Source: SDM chapter 4 "Paging" (chapter 5 in newer editions), APM chapter 5. Linear addresses go in: a segment's base
+//! has been added ([`crate::x86_64::mode`]). Registers and tables come from the guest: whatever they hold, a walk reads at
 //! most five entries and ends with an address or with an error that names what is wrong.
 //!
 //! The answer says where a mapping leads, not whether the guest may use it: the accessed and dirty bits are not looked at,

@@ -1,9 +1,11 @@
-//! A vCPU that interprets a handful of x86_64 instructions in 64-bit mode without paging, so that a session's logic can be
-//! tested on any host. It shows our idea of KVM; the KVM tests show KVM.
+//! A vCPU that interprets a handful of x86_64 instructions without paging, in 64-bit mode and in segments with a base, so that
+//! a session's logic can be tested on any host. It shows our idea of KVM; the KVM tests show KVM.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "test support")]
 
 use guest_debug::state::GuestDebugState;
+use guest_debug::x86_64::insn::CodeSize;
+use guest_debug::x86_64::mode::{CodeRegisters, CodeSegment, Mode};
 use guest_debug::x86_64::stop::{DebugExitArch, Exception};
 use guest_debug::x86_64::{Dr6, HwDebug, Reg, Slot};
 use guest_debug::{
@@ -27,6 +29,8 @@ pub const IDT: u64 = RAM + 0x8000;
 pub const HANDLERS: u64 = RAM + 0x9000;
 pub const ENTRY: u64 = RAM + 0xa000;
 pub const DATA: u64 = RAM + 0xb000;
+/// The last segment, which most of this is in.
+pub const SEGMENT: u16 = 0xffff;
 const RAM_SIZE: usize = 1 << 16;
 
 pub const TF: u64 = 0x100;
@@ -95,6 +99,27 @@ impl State {
         self.regs.insert(reg, value);
     }
 
+    fn code(&self) -> CodeSegment {
+        let [cr0, efer, rflags, cs, base, access_rights] =
+            [Reg::Cr0, Reg::Efer, Reg::Eflags, Reg::Cs, Reg::CsBase, Reg::CsAr].map(|reg| self.get(reg));
+        CodeSegment::new(&CodeRegisters { cr0, efer, rflags, cs, base, access_rights })
+    }
+
+    /// Bytes of a word on the stack.
+    fn word(&self) -> u64 {
+        match self.code().size {
+            CodeSize::Bits16 => 2,
+            CodeSize::Bits32 => 4,
+            CodeSize::Bits64 => 8,
+        }
+    }
+
+    fn set_code(&mut self, segment: u16, offset: u16) {
+        self.set(Reg::Cs, segment.into());
+        self.set(Reg::CsBase, u64::from(segment) << 4);
+        self.set(Reg::Rip, offset.into());
+    }
+
     fn rflags(&self) -> u64 {
         self.get(Reg::Eflags) | if self.tf { TF } else { 0 }
     }
@@ -153,6 +178,31 @@ impl FakeVcpu {
         self.state.lock().unwrap().tf = true;
     }
 
+    /// Has it execute the same code as 8086 code, RIP counted from `segment`.
+    pub fn enter_real_mode(&self, segment: u16) {
+        let mut state = self.state.lock().unwrap();
+        let offset = state.get(Reg::Rip) - (u64::from(segment) << 4);
+        state.set_code(segment, offset as u16);
+        for (reg, value) in [(Reg::Cr0, 0x10), (Reg::Efer, 0), (Reg::CsAr, 0x9b), (Reg::SsAr, 0x93)] {
+            state.set(reg, value);
+        }
+        state.set(Reg::SsBase, RAM);
+        state.set(Reg::Rsp, STACK - RAM);
+        for vector in 0..=255 {
+            let entry = [(handler(vector) - (u64::from(SEGMENT) << 4)) as u16, SEGMENT];
+            self.ram.write_obj(entry, GuestAddress(IDT + u64::from(vector) * 4)).unwrap();
+        }
+    }
+
+    /// Has it execute the same code as 32-bit code in a segment with this base.
+    pub fn enter_protected_mode(&self, base: u64) {
+        let mut state = self.state.lock().unwrap();
+        let rip = state.get(Reg::Rip) - base;
+        for (reg, value) in [(Reg::Rip, rip), (Reg::CsBase, base), (Reg::Efer, 0), (Reg::CsAr, 0xc09b)] {
+            state.set(reg, value);
+        }
+    }
+
     fn kick(&self) {
         *self.kick.lock().unwrap() = true;
         self.kicked.notify_all();
@@ -171,7 +221,8 @@ impl FakeVcpu {
 
     fn step(&self) -> Option<Exit> {
         let mut state = self.state.lock().unwrap();
-        let pc = state.get(Reg::Rip);
+        let segment = state.code();
+        let pc = segment.linear(state.get(Reg::Rip));
         match state.injected.take() {
             Some(Exception::Breakpoint) => return self.take(&mut state, 3, pc + 1),
             Some(Exception::Debug { .. }) => return self.take(&mut state, 1, pc),
@@ -194,6 +245,7 @@ impl FakeVcpu {
         let is = |insn: &[u8]| code.starts_with(insn);
         let traps = state.tf;
         let (rax, rbx, rsp) = (state.get(Reg::Rax), state.get(Reg::Rbx), state.get(Reg::Rsp));
+        let (stack, word) = (state.get(Reg::SsBase) + rsp, state.word());
         let mut matched = 0;
         let mut access = |write: bool| {
             for (n, slot) in slots.iter().enumerate() {
@@ -231,8 +283,9 @@ impl FakeVcpu {
                 LOAD.len()
             }
             () if is(PUSHFQ) => {
-                self.ram.write_obj(state.rflags(), GuestAddress(rsp - 8)).unwrap();
-                state.set(Reg::Rsp, rsp - 8);
+                let rflags = &state.rflags().to_le_bytes()[..word as usize];
+                self.ram.write_slice(rflags, GuestAddress(stack - word)).unwrap();
+                state.set(Reg::Rsp, rsp - word);
                 1
             }
             () if is(POPFQ) => {
@@ -285,7 +338,7 @@ impl FakeVcpu {
             () => panic!("the fake vCPU does not know {code:x?} at {pc:#x}"),
         };
         let next = pc.wrapping_add(length as u64);
-        state.set(Reg::Rip, next);
+        state.set(Reg::Rip, segment.offset(next));
         let dr6 = matched | if traps { 0x4000 } else { 0 };
         if dr6 == 0 { None } else { debug(next, dr6) }
     }
@@ -293,6 +346,17 @@ impl FakeVcpu {
     /// Goes to a handler, without an exit.
     fn take(&self, state: &mut State, vector: u8, back: u64) -> Option<Exit> {
         let rsp = state.get(Reg::Rsp);
+        if state.code().mode == Mode::Real {
+            let frame = [state.code().offset(back), state.get(Reg::Cs), state.rflags()].map(|value| value as u16);
+            self.ram.write_obj(frame, GuestAddress(state.get(Reg::SsBase) + rsp - 6)).unwrap();
+            state.set(Reg::Rsp, rsp - 6);
+            let entry = GuestAddress(state.get(Reg::IdtBase) + u64::from(vector) * 4);
+            let [offset, segment]: [u16; 2] = self.ram.read_obj(entry).unwrap();
+            let rflags = state.get(Reg::Eflags) & !IF;
+            state.set_rflags(rflags);
+            state.set_code(segment, offset);
+            return None;
+        }
         let top = (rsp & !15) - 40;
         let frame = [back, state.get(Reg::Cs), state.rflags(), rsp, 0];
         for (n, value) in (0..).zip(frame) {

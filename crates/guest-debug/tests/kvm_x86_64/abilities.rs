@@ -30,13 +30,15 @@ pub enum Ability {
     Syscall,
     /// Guests can execute INT.
     Int,
+    /// Guests can execute INT in real mode.
+    RealModeInt,
     /// Guests can have page faults.
     PageFault,
     /// Guests can execute x87 instructions.
     Float,
 }
 
-const ALL: [Ability; 11] = [
+const ALL: [Ability; 12] = [
     Ability::Kvm,
     Ability::Step,
     Ability::BlockInterrupts,
@@ -46,6 +48,7 @@ const ALL: [Ability; 11] = [
     Ability::StepSti,
     Ability::Syscall,
     Ability::Int,
+    Ability::RealModeInt,
     Ability::PageFault,
     Ability::Float,
 ];
@@ -83,6 +86,7 @@ impl Ability {
             Self::StepSti => "steps of STI alone",
             Self::Syscall => "SYSCALL for its guests",
             Self::Int => "INT for its guests",
+            Self::RealModeInt => "INT in real mode for its guests",
             Self::PageFault => "page faults for its guests",
             Self::Float => "x87 instructions for its guests",
         }
@@ -97,7 +101,7 @@ impl Ability {
             Self::Int3 => (INT3, HwDebug::default()),
             Self::StepSti => (STI, HwDebug::default()),
             Self::Syscall => (SYSCALL, HwDebug::default()),
-            Self::Int => (INT_80, HwDebug::default()),
+            Self::Int | Self::RealModeInt => (INT_80, HwDebug::default()),
             Self::PageFault => (STORE, HwDebug::default()),
             Self::Float => (FLD1, HwDebug::default()),
             _ => (NOP, HwDebug::default()),
@@ -108,6 +112,10 @@ impl Ability {
             Self::Kvm => return true,
             Self::BlockInterrupts => return guest.caps.control_flags & KVM_GUESTDBG_BLOCKIRQ != 0,
             Self::Syscall | Self::Int | Self::Float => return guest.ends(),
+            Self::RealModeInt => {
+                guest.enter_real_mode((CODE >> 4) as u16);
+                return guest.ends();
+            }
             Self::PageFault => {
                 return guest.vcpu.set_u64(Reg::Rax, UNMAPPED).is_ok() && guest.ends();
             }

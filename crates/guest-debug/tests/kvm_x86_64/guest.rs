@@ -8,13 +8,16 @@ use guest_debug::{
     VcpuDebugger, VcpuError, VcpuId, VcpuState, VmHost, Wait, X86_64,
 };
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use libc::{c_int, c_void, siginfo_t};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler};
 
 pub const V0: VcpuId = VcpuId(0);
 
@@ -31,6 +34,9 @@ const HANDLERS: u64 = 0x3_0000;
 pub const DATA: u64 = 0x4_0000;
 pub const ENTRY: u64 = 0x5_0000;
 const RAM: usize = 2 << 20;
+
+/// The stack pointer in real mode, where the stack has a segment of its own.
+const SP: u64 = 0x8000;
 
 pub const TF: u64 = 0x100;
 pub const IF: u64 = 0x200;
@@ -81,6 +87,10 @@ impl DebugVcpu<X86_64> for Vcpu {
         self.lock().get_reg(reg, value)
     }
 
+    fn get_u64s(&self, regs: &[Reg], values: &mut [u64]) -> Result<(), VcpuError> {
+        self.lock().get_u64s(regs, values)
+    }
+
     fn set_reg(&self, reg: Reg, value: &[u8]) -> Result<(), VcpuError> {
         self.lock().set_reg(reg, value)
     }
@@ -96,7 +106,9 @@ impl DebugVcpu<X86_64> for Vcpu {
 
 /// The guest without a debugger.
 pub struct Guest {
+    /// The first of them.
     pub vcpu: Arc<Vcpu>,
+    pub vcpus: Vec<Arc<Vcpu>>,
     pub ram: Arc<GuestMemoryMmap>,
     pub caps: DebugCaps,
     _vm: VmFd,
@@ -105,6 +117,11 @@ pub struct Guest {
 impl Guest {
     /// About to execute `code` at [`CODE`], with [`END`] behind it. `None` without KVM.
     pub fn new(code: &[&[u8]]) -> Option<Self> {
+        Self::with_vcpus(1, code)
+    }
+
+    /// The same on several vCPUs.
+    pub fn with_vcpus(count: u64, code: &[&[u8]]) -> Option<Self> {
         let kvm = Kvm::new().ok()?;
         let vm = kvm.create_vm().unwrap();
         let caps = probe(&vm);
@@ -121,11 +138,15 @@ impl Guest {
         // SAFETY: the memory is mapped for as long as the VM exists, which holds both.
         #[expect(unsafe_code, reason = "KVM has no safe call for it")]
         unsafe { vm.set_user_memory_region(region) }.unwrap();
-        let fd = vm.create_vcpu(0).unwrap();
-        fd.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
         load(&ram, code);
-        set_up(&fd);
-        Some(Self { vcpu: Arc::new(Vcpu(Mutex::new(fd))), ram, caps, _vm: vm })
+        let vcpu = |id| {
+            let fd = vm.create_vcpu(id).unwrap();
+            fd.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
+            set_up(&fd, id);
+            Arc::new(Vcpu(Mutex::new(fd)))
+        };
+        let vcpus: Vec<_> = (0..count).map(vcpu).collect();
+        Some(Self { vcpu: vcpus[0].clone(), vcpus, ram, caps, _vm: vm })
     }
 
     /// Runs it with KVM alone, until KVM says something. `None` for what is no debug exit.
@@ -138,9 +159,48 @@ impl Guest {
 }
 
 impl Guest {
-    /// Runs it with KVM alone, and answers whether it comes to its end.
+    /// Has it execute the same code as 8086 code, RIP counted from `segment`, and with handlers in the vector table.
+    pub fn enter_real_mode(&self, segment: u16) {
+        let fd = self.vcpu.lock();
+        let sregs = fd.get_sregs().unwrap();
+        let at = |selector: u16| kvm_segment {
+            selector,
+            base: u64::from(selector) << 4,
+            limit: 0xffff,
+            type_: 3,
+            s: 1,
+            present: 1,
+            ..kvm_segment::default()
+        };
+        let (code, data) = (kvm_segment { type_: 11, ..at(segment) }, at(0));
+        let stack = at(((STACK - SP) >> 4) as u16);
+        let mut sregs = kvm_sregs { cs: code, ds: data, es: data, fs: data, gs: data, ss: stack, ..sregs };
+        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x10, 0, 0, 0);
+        (sregs.idt.base, sregs.idt.limit) = (0, 0x3ff);
+        fd.set_sregs(&sregs).unwrap();
+        fd.set_regs(&kvm_regs { rip: CODE - code.base, rsp: SP, rflags: ON, ..kvm_regs::default() }).unwrap();
+        for vector in 0..=255 {
+            let entry = [(handler(vector) - HANDLERS) as u16, (HANDLERS >> 4) as u16];
+            self.ram.write_obj(entry, GuestAddress(u64::from(vector) * 4)).unwrap();
+        }
+    }
+
+    /// Runs it with KVM alone, and answers whether it comes to its end. A KVM that can't run it may never come back.
     pub fn ends(&self) -> bool {
-        matches!(self.vcpu.lock().run(), Ok(VcpuExit::IoOut(0x10, _)))
+        extern "C" fn nothing(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
+
+        register_signal_handler(SIGRTMIN(), nothing).unwrap();
+        let vcpu = self.vcpu.clone();
+        let thread = std::thread::spawn(move || matches!(vcpu.lock().run(), Ok(VcpuExit::IoOut(0x10, _))));
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !thread.is_finished() {
+            if Instant::now() > deadline {
+                // Once more if it comes before the entry.
+                thread.kill(SIGRTMIN()).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        thread.join().unwrap()
     }
 }
 
@@ -148,19 +208,19 @@ impl Guest {
 pub struct Debugged {
     pub session: Arc<DebugSession<X86_64>>,
     pub guest: Guest,
-    /// How the guest ended.
-    end: Arc<Mutex<Option<String>>>,
-    thread: Option<JoinHandle<()>>,
+    /// How its vCPUs ended.
+    ends: Arc<Mutex<Vec<String>>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-struct Host(Arc<Vcpu>);
+struct Host(Vec<Arc<Vcpu>>);
 
 impl VmHost<X86_64> for Host {
-    fn vcpu(&self, _: VcpuId) -> Option<Arc<dyn DebugVcpu<X86_64>>> {
-        Some(self.0.clone())
+    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu<X86_64>>> {
+        Some(self.0.get(id.0 as usize)?.clone())
     }
 
-    /// Every stop in these tests is the guest's own.
+    /// Every stop in these tests is the guest's own, on each of its vCPUs.
     fn kick(&self, _: VcpuId) {}
 }
 
@@ -171,20 +231,24 @@ impl Debugged {
     }
 
     pub fn with_caps(caps: DebugCaps, guest: Guest) -> Self {
-        let session = DebugSession::new(1, caps, Arc::new(guest.ram.clone()), true).unwrap();
-        session.set_host(Box::new(Host(guest.vcpu.clone()))).unwrap();
-        let (debugger, vcpu) = (session.vcpu_thread(V0).unwrap(), guest.vcpu.clone());
-        let end = Arc::new(Mutex::new(None));
-        let ended = end.clone();
-        let thread = std::thread::spawn(move || {
-            let how = run(debugger, &vcpu);
-            *ended.lock().unwrap() = Some(how);
-        });
+        let count = guest.vcpus.len() as u32;
+        let session = DebugSession::new(count, caps, Arc::new(guest.ram.clone()), true).unwrap();
+        session.set_host(Box::new(Host(guest.vcpus.clone()))).unwrap();
+        let ends = Arc::new(Mutex::new(Vec::new()));
+        let thread = |(id, vcpu): (u32, &Arc<Vcpu>)| {
+            let debugger = session.vcpu_thread(VcpuId(id)).unwrap();
+            let (vcpu, ends) = (vcpu.clone(), ends.clone());
+            std::thread::spawn(move || {
+                let how = run(debugger, &vcpu);
+                ends.lock().unwrap().push(how);
+            })
+        };
+        let threads = (0..).zip(&guest.vcpus).map(thread).collect();
         while session.vcpu_states().contains(&VcpuState::Offline) {
             std::thread::yield_now();
         }
         session.attach().unwrap();
-        Self { session, guest, end, thread: Some(thread) }
+        Self { session, guest, ends, threads }
     }
 
     pub fn insert(&self, breakpoint: Breakpoint) {
@@ -209,8 +273,9 @@ impl Debugged {
             if let Some(event) = self.session.take_stop().unwrap() {
                 return event;
             }
-            let end = self.end.lock().unwrap().clone();
-            assert!(end.is_none() && Instant::now() < deadline, "the guest did not stop, it ended with {end:?}");
+            let ends = self.ends.lock().unwrap().clone();
+            let running = ends.len() < self.guest.vcpus.len();
+            assert!(running && Instant::now() < deadline, "the guest did not stop, it ended with {ends:?}");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -219,10 +284,10 @@ impl Debugged {
     pub fn finish(&self) {
         self.session.resume(&[]).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
-        while self.end.lock().unwrap().is_none() && Instant::now() < deadline {
+        while self.ends.lock().unwrap().len() < self.guest.vcpus.len() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!(self.end.lock().unwrap().as_deref(), Some("end"));
+        assert_eq!(*self.ends.lock().unwrap(), vec!["end"; self.guest.vcpus.len()]);
     }
 
     pub fn get(&self, reg: Reg) -> u64 {
@@ -243,8 +308,10 @@ impl Drop for Debugged {
         self.session.close();
         let stopped = self.session.vcpu_states().iter().all(|state| *state != VcpuState::Running);
         // One that is lost in its guest is left there: the test has failed by then.
-        if let Some(thread) = self.thread.take().filter(|_| stopped) {
-            let _ = thread.join();
+        if stopped {
+            for thread in self.threads.drain(..) {
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -295,7 +362,9 @@ fn load(ram: &GuestMemoryMmap, code: &[&[u8]]) {
     ram.write_slice(&[NOP, END].concat(), GuestAddress(ENTRY)).unwrap();
 }
 
-fn set_up(fd: &VcpuFd) {
+fn set_up(fd: &VcpuFd, id: u64) {
+    // All but the first would wait to be started.
+    fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).unwrap();
     let mut sregs = fd.get_sregs().unwrap();
     let flat = kvm_segment { limit: u32::MAX, s: 1, present: 1, g: 1, ..kvm_segment::default() };
     let data = kvm_segment { selector: 0x10, type_: 3, db: 1, ..flat };
@@ -315,7 +384,14 @@ fn set_up(fd: &VcpuFd) {
     (sregs.gdt.base, sregs.gdt.limit) = (GDT, 0x17);
     (sregs.idt.base, sregs.idt.limit) = (IDT, 0xfff);
     fd.set_sregs(&sregs).unwrap();
-    let regs = kvm_regs { rip: CODE, rsp: STACK, rflags: ON, rax: DATA, r13: 0xfee0_0000, ..kvm_regs::default() };
+    let regs = kvm_regs {
+        rip: CODE,
+        rsp: STACK - 0x1000 * id,
+        rflags: ON,
+        rax: DATA,
+        r13: 0xfee0_0000,
+        ..kvm_regs::default()
+    };
     fd.set_regs(&regs).unwrap();
     let msrs = [(0xc000_0081, 0x08 << 32), (0xc000_0082, ENTRY), (0xc000_0084, FMASK)];
     let entry = |(index, data)| kvm_msr_entry { index, data, ..kvm_msr_entry::default() };

@@ -111,7 +111,7 @@ impl<A: Arch> Frozen<A> {
     /// Whether a stop's vCPU is still where it stopped. Of a session that was dormant it may have moved on, and a
     /// restored session would not tell such a stop either.
     pub fn holds(&self, stop: &StopState) -> bool {
-        let pc = self.vcpus.get(stop.vcpu as usize).and_then(|vcpu| vcpu.get_u64(A::PC).ok());
+        let pc = self.vcpus.get(stop.vcpu as usize).and_then(|vcpu| A::pc(&**vcpu).ok());
         pc.is_none_or(|pc| pc == stop.pc)
     }
 }

@@ -86,7 +86,7 @@ pub struct PstateReport {
 pub struct RflagsReport {
     /// All of it.
     pub value: Hex,
-    /// `real`, `protected`, `compatibility` or `64-bit`.
+    /// `real`, `virtual-8086`, `protected`, `compatibility` or `64-bit`.
     pub mode: &'static str,
     /// Privilege level.
     pub cpl: u8,

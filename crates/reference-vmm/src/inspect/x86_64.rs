@@ -5,6 +5,7 @@ use super::inspected::Inspected;
 use super::report::{Hex, PstateReport, RflagsReport};
 use crate::state::x86_64::{Features, SegmentState, VcpuState};
 use guest_debug::state::WatchState;
+use guest_debug::x86_64::mode::{CodeRegisters, CodeSegment, Mode};
 use guest_debug::x86_64::{Reg, VaBits, dbgreg, watch, xsave};
 use guest_debug::{DebugCaps, DebugVcpu as _, X86_64};
 
@@ -19,11 +20,7 @@ const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const LSTAR: u32 = 0xc000_0082;
 const FMASK: u32 = 0xc000_0084;
 
-const PE: u64 = 1;
-const LMA: u64 = 1 << 10;
 const IF: u64 = 1 << 9;
-/// L of a segment's access rights.
-const LONG: u64 = 1 << 13;
 
 impl Inspected for X86_64 {
     fn is_powered_on(vcpu: &VcpuState) -> bool {
@@ -55,20 +52,18 @@ impl Inspected for X86_64 {
 
     fn rflags(vcpu: &FrozenVcpu<Self>) -> Option<RflagsReport> {
         let get = |reg| vcpu.get_u64(reg).ok();
-        let (rflags, access) = (get(Reg::Eflags)?, get(Reg::CsAr)?);
-        let mode = match (get(Reg::Cr0)? & PE != 0, get(Reg::Efer)? & LMA != 0, access & LONG != 0) {
-            (false, ..) => "real",
-            (true, false, _) => "protected",
-            (true, true, false) => "compatibility",
-            (true, true, true) => "64-bit",
+        let rflags = get(Reg::Eflags)?;
+        let (cr0, efer, cs, base) = (get(Reg::Cr0)?, get(Reg::Efer)?, get(Reg::Cs)?, get(Reg::CsBase)?);
+        let code = CodeRegisters { cr0, efer, rflags, cs, base, access_rights: get(Reg::CsAr)? };
+        let CodeSegment { mode, cpl, .. } = CodeSegment::new(&code);
+        let mode = match mode {
+            Mode::Real => "real",
+            Mode::Virtual8086 => "virtual-8086",
+            Mode::Protected => "protected",
+            Mode::Compatibility => "compatibility",
+            Mode::Bits64 => "64-bit",
         };
-        let cpl = (get(Reg::Cs)? & 3) as u8;
-        Some(RflagsReport {
-            value: Hex(rflags),
-            mode,
-            cpl: if mode == "real" { 0 } else { cpl },
-            interrupts: rflags & IF != 0,
-        })
+        Some(RflagsReport { value: Hex(rflags), mode, cpl, interrupts: rflags & IF != 0 })
     }
 
     /// Every CPU has as many.
@@ -128,7 +123,10 @@ fn integer(vcpu: &VcpuState, reg: Reg) -> Option<u64> {
         Reg::Cr4 => sregs.cr4,
         Reg::Cr8 => sregs.cr8,
         Reg::Efer => sregs.efer,
+        Reg::CsBase => sregs.cs.base,
         Reg::CsAr => sregs.cs.access.into(),
+        Reg::SsBase => sregs.ss.base,
+        Reg::SsAr => sregs.ss.access.into(),
         Reg::IdtBase => sregs.idt.base,
         Reg::KGsBase => msr(KERNEL_GS_BASE)?,
         Reg::Lstar => msr(LSTAR)?,

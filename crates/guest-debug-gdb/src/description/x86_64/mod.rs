@@ -5,6 +5,7 @@ mod features;
 use super::{Described, Description, Missing, to_u64};
 use guest_debug::X86_64;
 use guest_debug::x86_64::Reg;
+use guest_debug::x86_64::mode::{CodeRegisters, CodeSegment};
 use std::convert::Infallible;
 
 type Values = super::Values<X86_64>;
@@ -13,10 +14,6 @@ type Builder = super::Builder<X86_64>;
 
 /// RFLAGS.IF.
 const IF: u64 = 1 << 9;
-/// IA32_EFER.LMA.
-const LMA: u64 = 1 << 10;
-/// CR0.PE.
-const PE: u64 = 1;
 
 impl Described<Self> for X86_64 {
     /// Every register of a description is one of the vCPU.
@@ -25,7 +22,7 @@ impl Described<Self> for X86_64 {
     /// RBP, RSP and RIP.
     const EXPEDITED: &[usize] = &[6, 7, 16];
     const IDENTITY: &[Reg] = &[];
-    const STATE: &[Reg] = &[Reg::Cs, Reg::Eflags, Reg::Cr0, Reg::Efer];
+    const STATE: &[Reg] = &[Reg::Cs, Reg::CsAr, Reg::Eflags, Reg::Cr0, Reg::Efer];
     const BREAKPOINT_KIND: u64 = 1;
     const TRIPLE: &str = "x86_64-unknown-unknown";
 
@@ -52,15 +49,18 @@ impl Described<Self> for X86_64 {
 
     fn state(values: &Values) -> Option<String> {
         let value = |reg| values.get(&reg).map(Vec::as_slice);
-        let word = |reg| value(reg)?.try_into().ok().map(u32::from_le_bytes);
-        let rflags = u64::from(word(Reg::Eflags)?);
-        let mode = match (to_u64(value(Reg::Cr0)?)? & PE != 0, to_u64(value(Reg::Efer)?)? & LMA != 0) {
-            (true, true) => "long mode",
-            (true, false) => "protected mode",
-            (false, _) => "real mode",
-        };
+        let word = |reg| value(reg)?.try_into().ok().map(|bytes| u64::from(u32::from_le_bytes(bytes)));
+        let rflags = word(Reg::Eflags)?;
+        let code = CodeSegment::new(&CodeRegisters {
+            cr0: to_u64(value(Reg::Cr0)?)?,
+            efer: to_u64(value(Reg::Efer)?)?,
+            rflags,
+            cs: word(Reg::Cs)?,
+            access_rights: to_u64(value(Reg::CsAr)?)?,
+            base: 0,
+        });
         let interrupts = if rflags & IF != 0 { " IF" } else { "" };
-        Some(format!("{mode}, CPL {}{interrupts} ({rflags:#x})", word(Reg::Cs)? & 3))
+        Some(format!("{}, CPL {}{interrupts} ({rflags:#x})", code.mode, code.cpl))
     }
 
     fn expression_number(source: Source) -> Option<u16> {
@@ -125,13 +125,14 @@ mod tests {
         let values = |cs: u32, rflags: u32, cr0: u64, efer: u64| {
             Values::from([
                 (Reg::Cs, cs.to_le_bytes().to_vec()),
+                (Reg::CsAr, 0xa09bu64.to_le_bytes().to_vec()),
                 (Reg::Eflags, rflags.to_le_bytes().to_vec()),
                 (Reg::Cr0, cr0.to_le_bytes().to_vec()),
                 (Reg::Efer, efer.to_le_bytes().to_vec()),
             ])
         };
         assert_eq!(X86_64::state(&values(0x33, 0x246, 0x8005_0033, 0xd01)).unwrap(), "long mode, CPL 3 IF (0x246)");
-        assert_eq!(X86_64::state(&values(0xf000, 2, 0x10, 0)).unwrap(), "real mode, CPL 0 (0x2)");
+        assert_eq!(X86_64::state(&values(0x07c3, 2, 0x10, 0)).unwrap(), "real mode, CPL 0 (0x2)");
         assert_eq!(X86_64::state(&Values::new()), None);
     }
 }

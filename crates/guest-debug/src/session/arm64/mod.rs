@@ -81,6 +81,10 @@ impl Debugged<Self> for Arm64 {
         false
     }
 
+    fn pc(vcpu: &dyn DebugVcpu<Self>) -> Result<u64, VcpuError> {
+        vcpu.get_u64(Reg::Pc)
+    }
+
     fn regime(vcpu: &dyn DebugVcpu) -> Result<Regime, VcpuError> {
         let sys = |reg| vcpu.get_u64(Reg::Sys(reg));
         Ok(Regime {

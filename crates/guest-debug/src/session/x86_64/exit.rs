@@ -42,9 +42,8 @@ impl VcpuDebugger<X86_64> {
         if let Some(flight) = &self.motion.flight {
             if causes.contains(&Cause::Step)
                 || breakpoint && flight.ends_at(pc)
-                || !matched.is_empty() && pc != flight.pc
+                || !matched.is_empty() && pc != flight.pc()
             {
-                self.land(vcpu, pc)?;
                 return self.landed(vcpu, pc, &matched);
             }
             if matched.is_empty() {
@@ -78,6 +77,7 @@ impl VcpuDebugger<X86_64> {
 
     /// A step is over. What its instruction accessed is told before that the step is done.
     fn landed(&mut self, vcpu: Vcpu<'_>, pc: u64, matched: &[Slot]) -> Result<(), SessionError> {
+        self.land(vcpu, pc)?;
         if !matched.is_empty() {
             self.moves()?;
             // What was passed at the instruction counts, whatever comes of its access.

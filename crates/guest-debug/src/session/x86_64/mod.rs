@@ -1,5 +1,6 @@
 //! x86_64 guests: what their debug registers can do, how they translate, and where the parts of a vCPU's thread are.
 
+mod context;
 mod exit;
 mod step;
 
@@ -14,16 +15,13 @@ use crate::x86_64::stop::DebugExitArch;
 use crate::x86_64::translate::{self, Paging, Translation};
 use crate::x86_64::{HwDebug, Reg, Slot, VaBits, insn, watch};
 use crate::{Breakpoint, DebugCaps, DebugVcpu, GuestRam, Gva, VcpuError, WatchKind};
+use context::Context;
 use step::Flight;
 use vm_memory::GuestAddress;
 
 /// Addresses are checked for the wider of the two: which one a guest has it decides when it boots. What is canonical in 57
 /// bits alone is never reached by one with 48.
 const VA: VaBits = VaBits::Bits57;
-
-/// MAXPHYADDR is in CPUID, which a vCPU is not asked for here. With the widest there is, entries whose reserved address bits
-/// are set lead nowhere, instead of being told to be reserved.
-const PHYSICAL_BITS: u8 = 52;
 
 /// The step that is under way.
 #[derive(Debug, Default)]
@@ -82,14 +80,12 @@ impl Debugged<Self> for X86_64 {
         caps.control_flags & KVM_GUESTDBG_BLOCKIRQ != 0
     }
 
+    fn pc(vcpu: &dyn DebugVcpu<Self>) -> Result<u64, VcpuError> {
+        Ok(Context::read(vcpu)?.pc)
+    }
+
     fn regime(vcpu: &dyn DebugVcpu<Self>) -> Result<Paging, VcpuError> {
-        Ok(Paging {
-            cr0: vcpu.get_u64(Reg::Cr0)?,
-            cr3: vcpu.get_u64(Reg::Cr3)?,
-            cr4: vcpu.get_u64(Reg::Cr4)?,
-            efer: vcpu.get_u64(Reg::Efer)?,
-            physical_bits: PHYSICAL_BITS,
-        })
+        context::paging(vcpu)
     }
 
     fn translate(paging: &Paging, address: u64, ram: &dyn GuestRam) -> Result<Translation, SessionError> {
@@ -117,7 +113,7 @@ impl Debugged<Self> for X86_64 {
     }
 
     fn forget(motion: &mut Motion) {
-        motion.flight = None;
+        *motion = Motion::default();
     }
 
     fn begin(debugger: &mut VcpuDebugger<Self>, vcpu: &dyn DebugVcpu<Self>) -> Result<Entry, SessionError> {

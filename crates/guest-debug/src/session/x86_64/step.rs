@@ -12,13 +12,15 @@
 //! HLT would wait for an interrupt. Under a step it completes at once: a kernel's idle loop looks for work and halts again. MOV
 //! to SS is stepped together with the instruction behind it, since the CPU lets nothing trap in between.
 
+use super::context::{self, Context};
 use super::fill;
 use crate::arch::X86_64;
 use crate::session::SessionError;
 use crate::session::control::Over;
 use crate::session::runner::{Entry, Mode, VcpuDebugger};
-use crate::x86_64::idt::{GATE, Gate, saved_flags};
-use crate::x86_64::insn::{self, CodeSize, Insn};
+use crate::x86_64::idt::{self, Gate};
+use crate::x86_64::insn::{self, Insn};
+use crate::x86_64::mode::Mode as CpuMode;
 use crate::x86_64::{HwDebug, Reg};
 use crate::{Breakpoint, DebugVcpu, Gva, StopReason};
 
@@ -30,25 +32,17 @@ const IF: u64 = 1 << 9;
 const TF: u64 = 1 << 8;
 /// Both are in the second byte of RFLAGS.
 const FLAGS_BYTE: u64 = 1;
-/// IA32_EFER.LMA: the CPU is in long mode.
-const LMA: u64 = 1 << 10;
-/// `L` and `D` of a code segment, as [`Reg::CsAr`] has them.
-const CS_L: u64 = 1 << 13;
-const CS_D: u64 = 1 << 14;
+/// `B` of a stack segment, as [`Reg::SsAr`] has it: the stack pointer is ESP, and not SP.
+const SS_B: u64 = 1 << 14;
 /// The faults that nearly every instruction can raise: general protection and page fault.
 const FAULTS: [u8; 2] = [14, 13];
-const PAGE: u64 = 4096;
 
 /// A step that KVM has been programmed for.
 #[derive(Debug)]
 pub(super) struct Flight {
-    /// Where it began.
-    pub(super) pc: u64,
+    /// The vCPU before.
+    context: Context,
     insn: Insn,
-    /// RFLAGS before.
-    rflags: u64,
-    /// CPL was not above IOPL: POPF writes IF.
-    privileged: bool,
     /// IF was cleared for the step.
     masked: bool,
     /// Where handlers begin that the instruction may go to.
@@ -66,14 +60,26 @@ struct Handler {
 enum Way {
     /// SYSCALL; these bits of RFLAGS are clear then.
     Syscall { cleared: u64 },
-    /// Through the IDT.
+    /// Through a gate of the IDT in long mode.
     Gate { vector: u8, software: bool, trap: bool },
+    /// Through the interrupt vector table of real mode.
+    RealMode,
 }
 
 impl Flight {
+    /// Where it began.
+    pub(super) fn pc(&self) -> u64 {
+        self.context.pc
+    }
+
     /// Whether the vCPU is where the step ends without a trap.
     pub(super) fn ends_at(&self, pc: u64) -> bool {
         self.handlers.iter().any(|handler| handler.address == pc)
+    }
+
+    /// POPF writes IF: CPL is not above IOPL.
+    fn is_privileged(&self) -> bool {
+        u64::from(self.context.code.cpl) <= self.context.rflags >> 12 & 3
     }
 }
 
@@ -82,7 +88,8 @@ impl VcpuDebugger<X86_64> {
     pub(super) fn begin(&mut self, vcpu: Vcpu<'_>) -> Result<Entry, SessionError> {
         let Mode::Step { over, .. } = &self.mode else { return Ok(Entry::Again) };
         let mut over = over.clone();
-        let pc = self.get(vcpu, Reg::Rip)?;
+        let mut context = self.context(vcpu)?;
+        let pc = context.pc;
         if over == Over::Nothing && self.plan.has_breakpoint(pc) {
             if self.judge(vcpu, Breakpoint::Hardware(Gva(pc))) {
                 self.stop(StopReason::HardwareBreakpoint(Gva(pc)));
@@ -90,39 +97,42 @@ impl VcpuDebugger<X86_64> {
             }
             over = Over::Breakpoint;
         }
-        let rflags = self.get(vcpu, Reg::Eflags)?;
-        let insn = insn::decode(&self.code(vcpu, pc), self.code_size(vcpu)?);
-        let cpl = self.get(vcpu, Reg::Cs)? & 3;
-        let planted = !self.session.software().is_empty()
-            && self
-                .session
-                .translate_by(self.id, vcpu, Gva(pc))
-                .is_ok_and(|gpa| self.session.software().is_planted(gpa));
+        let code = context.fetch(&*self.session.ram, |gpa, piece| self.session.read_guest(gpa, piece).is_ok());
+        let insn = insn::decode(&code, context.code.size);
         if let Insn::Hlt { length } = insn
-            && cpl == 0
-            && !planted
+            && context.code.cpl == 0
+            && !self.is_planted(&mut context)
         {
             let next = pc.wrapping_add(length.into());
-            self.set(vcpu, Reg::Rip, next)?;
+            self.set(vcpu, Reg::Rip, context.code.offset(next))?;
             self.step_done(vcpu, next)?;
             return Ok(Entry::Again);
         }
         let watches = if over == Over::AllWatches { Vec::new() } else { self.plan.watch_slots_but(&[]) };
         let mut hw = HwDebug::new(&watches).unwrap_or_default();
-        let mut handlers = self.handlers(vcpu, insn)?;
+        let mut handlers = self.handlers(vcpu, &mut context, insn)?;
         // At its first instruction the step would end before it began.
         handlers.retain(|handler| handler.address != pc);
         fill(&mut hw, handlers.iter().map(|handler| handler.address));
         let blocked = <X86_64 as crate::session::Debugged<X86_64>>::blocks_interrupts(&self.session.caps);
-        let masked = !blocked && rflags & IF != 0;
+        let masked = !blocked && context.rflags & IF != 0;
         if masked {
-            self.set(vcpu, Reg::Eflags, rflags & !IF)?;
+            self.set(vcpu, Reg::Eflags, context.rflags & !IF)?;
         }
         // Behind every write of registers, which would take TF away.
         self.apply(vcpu, true, true, &hw)?;
-        let privileged = cpl <= rflags >> 12 & 3;
-        self.motion.flight = Some(Flight { pc, insn, rflags, privileged, masked, handlers });
+        self.motion.flight = Some(Flight { context, insn, masked, handlers });
         Ok(Entry::Run)
+    }
+
+    /// A breakpoint that was inserted there since has to be hit.
+    fn is_planted(&self, context: &mut Context) -> bool {
+        let gpa = context.place(context.pc, &*self.session.ram);
+        gpa.is_some_and(|gpa| self.session.software().is_planted(gpa))
+    }
+
+    fn context(&self, vcpu: Vcpu<'_>) -> Result<Context, SessionError> {
+        Context::read(vcpu).map_err(|source| SessionError::Vcpu { vcpu: self.id, source })
     }
 
     /// The step was cut short by somebody who wants the vCPU stopped.
@@ -133,9 +143,8 @@ impl VcpuDebugger<X86_64> {
 
     /// Ends the step if its instruction has executed.
     pub(super) fn end_if_moved(&mut self, vcpu: Vcpu<'_>) -> Result<(), SessionError> {
-        let Some(flight) = &self.motion.flight else { return Ok(()) };
-        let before = flight.pc;
-        let pc = self.get(vcpu, Reg::Rip)?;
+        let Some(before) = self.motion.flight.as_ref().map(Flight::pc) else { return Ok(()) };
+        let pc = self.context(vcpu)?.pc;
         if pc == before {
             return Ok(());
         }
@@ -157,9 +166,8 @@ impl VcpuDebugger<X86_64> {
     /// have left.
     pub(super) fn land(&mut self, vcpu: Vcpu<'_>, pc: u64) -> Result<(), SessionError> {
         let Some(flight) = self.motion.flight.take() else { return Ok(()) };
-        let own = flight.rflags & IF;
+        let own = flight.context.rflags & IF;
         let handler = flight.handlers.iter().find(|handler| handler.address == pc);
-        let saved = |offset: u64| -> Result<u64, SessionError> { Ok(self.get(vcpu, Reg::Rsp)?.wrapping_add(offset)) };
         // IF as it is to be, where the instruction has not written it.
         let interrupts = match (handler.map(|handler| handler.what), flight.insn) {
             (Some(Way::Syscall { cleared }), _) => {
@@ -171,14 +179,19 @@ impl VcpuDebugger<X86_64> {
                 Some(own & !cleared)
             }
             (Some(Way::Gate { vector, software, trap }), _) => {
-                self.mend_saved(vcpu, saved(saved_flags(vector, software))?, own);
+                let offset = idt::saved_flags(vector, software);
+                self.mend_saved(vcpu, CpuMode::Bits64, offset, own)?;
                 Some(if trap { own } else { 0 })
             }
+            (Some(Way::RealMode), _) => {
+                self.mend_saved(vcpu, CpuMode::Real, idt::REAL_MODE_FLAGS, own)?;
+                Some(0)
+            }
             (None, Insn::Pushf) => {
-                self.mend_saved(vcpu, saved(0)?, own);
+                self.mend_saved(vcpu, flight.context.code.mode, 0, own)?;
                 Some(own)
             }
-            (None, Insn::Popf) if flight.privileged => None,
+            (None, Insn::Popf) if flight.is_privileged() => None,
             (None, Insn::Iret | Insn::Sysret | Insn::Cli | Insn::Sti) => None,
             _ => Some(own),
         };
@@ -192,11 +205,14 @@ impl VcpuDebugger<X86_64> {
         Ok(())
     }
 
-    /// Puts RFLAGS right that were saved at `address`. A stack that can't be reached has just been written to, so that can't
-    /// be but for a guest that changes its page tables at the same time; then it stays as it is.
-    fn mend_saved(&self, vcpu: Vcpu<'_>, address: u64, own: u64) {
+    /// Puts RFLAGS right that were saved `offset` bytes above the top of the stack. A stack that can't be reached has just
+    /// been written to, so that can't be but for a guest that changes its page tables at the same time; then it stays as it
+    /// is.
+    fn mend_saved(&self, vcpu: Vcpu<'_>, mode: CpuMode, offset: u64, own: u64) -> Result<(), SessionError> {
+        let top = stack_top(vcpu, mode).map_err(|source| SessionError::Vcpu { vcpu: self.id, source })?;
+        let address = Gva(top.wrapping_add(offset + FLAGS_BYTE));
         let mend = || -> Result<(), SessionError> {
-            let gpa = self.session.translate_by(self.id, vcpu, Gva(address.wrapping_add(FLAGS_BYTE)))?;
+            let gpa = self.session.translate_by(self.id, vcpu, address)?;
             let mut byte = [0];
             self.session.ram.read(gpa, &mut byte)?;
             let wanted = byte.map(|byte| byte & !((TF >> 8) as u8) | (own >> 8) as u8);
@@ -206,57 +222,57 @@ impl VcpuDebugger<X86_64> {
             Ok(())
         };
         let _ = mend();
+        Ok(())
     }
 
     /// Where the instruction may go instead of behind itself.
-    fn handlers(&self, vcpu: Vcpu<'_>, insn: Insn) -> Result<Vec<Handler>, SessionError> {
-        if self.get(vcpu, Reg::Efer)? & LMA == 0 {
-            return Ok(Vec::new());
-        }
-        if insn == Insn::Syscall {
-            let (address, cleared) = (self.get(vcpu, Reg::Lstar)?, self.get(vcpu, Reg::Fmask)?);
-            return Ok(vec![Handler { address, what: Way::Syscall { cleared } }]);
-        }
+    fn handlers(&self, vcpu: Vcpu<'_>, context: &mut Context, insn: Insn) -> Result<Vec<Handler>, SessionError> {
         let (vectors, software): (&[u8], _) = match &insn {
             Insn::Int { vector } => (std::slice::from_ref(vector), true),
             _ => (&FAULTS, false),
         };
-        let base = self.get(vcpu, Reg::IdtBase)?;
-        let handler = |&vector: &u8| {
-            let mut gate = [0; GATE as usize];
-            let gpa =
-                self.session.translate_by(self.id, vcpu, Gva(base.wrapping_add(u64::from(vector) * GATE))).ok()?;
-            self.session.ram.read(gpa, &mut gate).ok()?;
-            let (low, high) = (u64::from_le_bytes(*gate.first_chunk()?), u64::from_le_bytes(*gate.last_chunk()?));
-            let Gate { handler, trap } = Gate::decode(low, high)?;
-            Some(Handler { address: handler, what: Way::Gate { vector, software, trap } })
-        };
-        Ok(vectors.iter().filter_map(handler).collect())
-    }
-
-    /// The guest's code at `pc`, as much as can be read of the longest instruction.
-    fn code(&self, vcpu: Vcpu<'_>, pc: u64) -> Vec<u8> {
-        let on_page = (PAGE - pc % PAGE).min(insn::MAX_LENGTH as u64);
-        let mut code = Vec::new();
-        for (at, length) in [(pc, on_page), (pc.wrapping_add(on_page), insn::MAX_LENGTH as u64 - on_page)] {
-            let mut piece = vec![0; length as usize];
-            let read = self.session.translate_by(self.id, vcpu, Gva(at));
-            let read = read.and_then(|gpa| self.session.read_guest(gpa, &mut piece));
-            if read.is_err() || length == 0 {
-                break;
+        Ok(match context.code.mode {
+            CpuMode::Bits64 if insn == Insn::Syscall => {
+                let (address, cleared) = (self.get(vcpu, Reg::Lstar)?, self.get(vcpu, Reg::Fmask)?);
+                vec![Handler { address, what: Way::Syscall { cleared } }]
             }
-            code.append(&mut piece);
-        }
-        code
-    }
-
-    fn code_size(&self, vcpu: Vcpu<'_>) -> Result<CodeSize, SessionError> {
-        let ar = self.get(vcpu, Reg::CsAr)?;
-        let long = self.get(vcpu, Reg::Efer)? & LMA != 0;
-        Ok(match (long && ar & CS_L != 0, ar & CS_D != 0) {
-            (true, _) => CodeSize::Bits64,
-            (false, true) => CodeSize::Bits32,
-            (false, false) => CodeSize::Bits16,
+            CpuMode::Bits64 | CpuMode::Compatibility => {
+                let handlers = vectors.iter().filter_map(|&vector| {
+                    let [low, high] = self.entry(context, vector)?;
+                    let Gate { handler, trap } = Gate::decode(u64::from_le_bytes(low), u64::from_le_bytes(high))?;
+                    Some(Handler { address: handler, what: Way::Gate { vector, software, trap } })
+                });
+                handlers.collect()
+            }
+            CpuMode::Real => {
+                // There are no page faults.
+                let vectors = vectors.iter().filter(|vector| software || **vector != 14);
+                let handlers = vectors.filter_map(|&vector| {
+                    let [entry] = self.entry(context, vector)?;
+                    Some(Handler { address: idt::real_mode_handler(u32::from_le_bytes(entry)), what: Way::RealMode })
+                });
+                handlers.collect()
+            }
+            CpuMode::Virtual8086 | CpuMode::Protected => Vec::new(),
         })
     }
+
+    /// An entry of the IDT, in `N` parts of `SIZE` bytes.
+    fn entry<const N: usize, const SIZE: usize>(&self, context: &mut Context, vector: u8) -> Option<[[u8; SIZE]; N]> {
+        let address = context.idt.wrapping_add(u64::from(vector) * (N * SIZE) as u64);
+        let mut entry = [[0; SIZE]; N];
+        let gpa = context.place(address, &*self.session.ram)?;
+        self.session.ram.read(gpa, entry.as_flattened_mut()).ok()?;
+        Some(entry)
+    }
+}
+
+/// Linear address of the top of the stack.
+fn stack_top(vcpu: Vcpu<'_>, mode: CpuMode) -> Result<u64, crate::VcpuError> {
+    if mode == CpuMode::Bits64 {
+        return vcpu.get_u64(Reg::Rsp);
+    }
+    let [rsp, base, access_rights] = context::read(vcpu, [Reg::Rsp, Reg::SsBase, Reg::SsAr])?;
+    let offset = if access_rights & SS_B == 0 { rsp & u64::from(u16::MAX) } else { rsp };
+    Ok(base.wrapping_add(offset) & u64::from(u32::MAX))
 }
