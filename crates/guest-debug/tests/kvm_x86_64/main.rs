@@ -6,6 +6,7 @@
 mod abilities;
 mod guest;
 mod real_mode;
+mod several;
 
 use abilities::Ability::{BlockInterrupts, Data, Execute, Float, Int, Int3, PageFault, Step, StepSti, Syscall};
 use abilities::{can, has};
