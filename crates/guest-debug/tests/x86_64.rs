@@ -304,6 +304,46 @@ fn a_range_of_steps_ends_where_the_range_does() {
     assert_eq!(vm.stop().reason, hit(RAM + 4), "or at a breakpoint inside");
 }
 
+#[test]
+fn a_plain_step_of_a_range_is_one_call_and_an_entry() {
+    let vm = Vm::new(1, CAPS, &[COUNT; 300]);
+    let vcpu = &vm.vcpus[0];
+    let cost = |count: u64| {
+        vm.set(Reg::Rip, RAM);
+        vm.set(Reg::Rbx, 0);
+        let calls = || [&vcpu.config_calls, &vcpu.register_calls].map(|calls| calls.load(Ordering::Relaxed) as u64);
+        let before = calls();
+        vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 3 * count))]).unwrap();
+        assert_eq!(vm.stop().reason, StopReason::Step);
+        let after = calls();
+        assert_eq!(vm.get(Reg::Rbx), count);
+        [0, 1].map(|n| after[n] - before[n])
+    };
+    // From the second one on there is a stop that was told.
+    let [_, few, many] = [1, 100, 300].map(cost);
+    assert_eq!([many[0] - few[0], many[1] - few[1]], [200, 0], "{few:?} and {many:?}");
+}
+
+#[test]
+fn what_a_range_knows_ends_with_an_instruction_that_changes_it() {
+    let vm = Vm::new(1, CAPS, &[COUNT, CLI, COUNT, PUSHFQ, STI, COUNT, PUSHFQ, SPIN]);
+    vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 13))]).unwrap();
+    assert_eq!(vm.stop().reason, StopReason::Step);
+    assert_eq!((vm.get(Reg::Rip), vm.get(Reg::Rbx)), (RAM + 13, 3));
+    assert_eq!([vm.word(STACK - 8), vm.word(STACK - 16)], [2, ON]);
+}
+
+#[test]
+fn a_range_of_steps_fetches_from_each_page() {
+    let vm = Vm::new(1, CAPS, &[SPIN]);
+    let start = RAM + 0xff8;
+    vm.load(start, &[COUNT; 6]);
+    vm.set(Reg::Rip, start);
+    vm.session.resume(&[(V0, ResumeAction::StepRange(start..start + 18))]).unwrap();
+    assert_eq!(vm.stop().reason, StopReason::Step);
+    assert_eq!((vm.get(Reg::Rip), vm.get(Reg::Rbx)), (start + 18, 6));
+}
+
 // -- exceptions of the guest's own
 
 #[test]

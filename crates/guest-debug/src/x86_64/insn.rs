@@ -3,6 +3,10 @@
 //! Source: SDM volume 2, chapter 2 for prefixes and appendix A for opcodes. This is no disassembler: everything that a step
 //! can leave to the CPU is [`Insn::Other`], and so is what can't be decoded.
 
+mod plain;
+
+pub use plain::is_plain;
+
 /// The longest instruction there is, in bytes.
 pub const MAX_LENGTH: usize = 15;
 

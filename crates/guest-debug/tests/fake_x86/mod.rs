@@ -13,7 +13,7 @@ use guest_debug::{
     StopReason, VcpuDebugger, VcpuError, VcpuId, VcpuState, VmHost, Wait, WatchKind, X86_64,
 };
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -136,6 +136,9 @@ pub struct FakeVcpu {
     kick: Mutex<bool>,
     kicked: Condvar,
     pub irq_pending: AtomicBool,
+    /// Calls that program its debugging, and that read or write registers, however many at once.
+    pub config_calls: AtomicUsize,
+    pub register_calls: AtomicUsize,
     pub injections: Mutex<Vec<Exception>>,
 }
 
@@ -165,6 +168,8 @@ impl FakeVcpu {
             kick: Mutex::new(false),
             kicked: Condvar::new(),
             irq_pending: AtomicBool::new(false),
+            config_calls: AtomicUsize::new(0),
+            register_calls: AtomicUsize::new(0),
             injections: Mutex::default(),
         }
     }
@@ -380,6 +385,7 @@ impl FakeVcpu {
 
 impl DebugVcpu<X86_64> for FakeVcpu {
     fn set_guest_debug(&self, config: &DebugConfig<HwDebug>) -> Result<(), VcpuError> {
+        self.config_calls.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock().unwrap();
         if state.config.single_step || config.single_step {
             state.tf = config.single_step;
@@ -389,13 +395,22 @@ impl DebugVcpu<X86_64> for FakeVcpu {
     }
 
     fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
+        self.register_calls.fetch_add(1, Ordering::Relaxed);
         let bytes = self.state.lock().unwrap().get(reg).to_le_bytes();
         value.fill(0);
         value.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
         Ok(())
     }
 
+    fn get_u64s(&self, regs: &[Reg], values: &mut [u64]) -> Result<(), VcpuError> {
+        self.register_calls.fetch_add(1, Ordering::Relaxed);
+        let state = self.state.lock().unwrap();
+        regs.iter().zip(values).for_each(|(reg, value)| *value = state.get(*reg));
+        Ok(())
+    }
+
     fn set_reg(&self, reg: Reg, value: &[u8]) -> Result<(), VcpuError> {
+        self.register_calls.fetch_add(1, Ordering::Relaxed);
         let mut bytes = [0; 8];
         bytes.iter_mut().zip(value).for_each(|(to, from)| *to = *from);
         let mut state = self.state.lock().unwrap();

@@ -16,12 +16,13 @@ const KEPT: usize = 4;
 /// are set lead nowhere, instead of being told to be reserved.
 const PHYSICAL_BITS: u8 = 52;
 
-/// A vCPU between two instructions.
+/// A vCPU between two instructions. Outlives instructions that can't have changed more of it than pc and the flags of
+/// arithmetic: its translations, as a TLB does, until something is executed that would empty one.
 #[derive(Debug)]
 pub(super) struct Context {
     /// Address of the next instruction: linear, RIP is an offset in the code segment.
     pub(super) pc: u64,
-    /// RFLAGS.
+    /// RFLAGS, of which IF and IOPL stay what they are.
     pub(super) rflags: u64,
     pub(super) code: CodeSegment,
     /// Linear address of the IDT.
@@ -39,6 +40,11 @@ impl Context {
         let code = CodeSegment::new(&CodeRegisters { cr0, efer, rflags, cs, base, access_rights });
         let paging = Paging { cr0, cr3, cr4, efer, physical_bits: PHYSICAL_BITS };
         Ok(Self { pc: code.linear(rip), rflags, code, idt, paging, pages: Vec::new() })
+    }
+
+    /// The same, at another instruction.
+    pub(super) fn moved_to(self, pc: u64) -> Self {
+        Self { pc, ..self }
     }
 
     /// Where an address is in guest memory. `None` if it is not mapped.

@@ -2,7 +2,7 @@
 
 use crate::arch::X86_64;
 use crate::session::control::Over;
-use crate::session::runner::{Goal, VcpuDebugger, step};
+use crate::session::runner::{Goal, Mode, VcpuDebugger, step};
 use crate::session::table::Watch;
 use crate::session::{Debugged, SessionError};
 use crate::x86_64::stop::{self, Cause, DebugExitArch, Exception, Stop};
@@ -77,7 +77,7 @@ impl VcpuDebugger<X86_64> {
 
     /// A step is over. What its instruction accessed is told before that the step is done.
     fn landed(&mut self, vcpu: Vcpu<'_>, pc: u64, matched: &[Slot]) -> Result<(), SessionError> {
-        self.land(vcpu, pc)?;
+        let known = self.land(vcpu, pc)?;
         if !matched.is_empty() {
             self.moves()?;
             // What was passed at the instruction counts, whatever comes of its access.
@@ -86,7 +86,11 @@ impl VcpuDebugger<X86_64> {
                 return Ok(());
             }
         }
-        self.step_done(vcpu, pc)
+        self.step_done(vcpu, pc)?;
+        if matches!(self.mode, Mode::Step { over: Over::Nothing, .. }) {
+            self.motion.known = known;
+        }
+        Ok(())
     }
 
     /// The slots of watches have matched, and the access has happened. Answers whether that stops the VM.
@@ -127,6 +131,9 @@ impl VcpuDebugger<X86_64> {
     }
 
     fn give(&mut self, vcpu: Vcpu<'_>, exception: Exception) -> Result<(), SessionError> {
+        if let Some(flight) = &mut self.motion.flight {
+            flight.goes_elsewhere();
+        }
         vcpu.inject(exception).map_err(|source| SessionError::Vcpu { vcpu: self.id, source })
     }
 }

@@ -23,10 +23,13 @@ use vm_memory::GuestAddress;
 /// bits alone is never reached by one with 48.
 const VA: VaBits = VaBits::Bits57;
 
-/// The step that is under way.
+/// Where a vCPU's steps are.
 #[derive(Debug, Default)]
 pub struct Motion {
+    /// The step that is under way.
     flight: Option<Flight>,
+    /// What is known of the vCPU between two steps of a range.
+    known: Option<Context>,
 }
 
 impl Debugged<Self> for X86_64 {
@@ -105,7 +108,7 @@ impl Debugged<Self> for X86_64 {
     }
 
     fn is_moving(motion: &Motion) -> bool {
-        motion.flight.is_some()
+        motion.flight.is_some() || motion.known.is_some()
     }
 
     fn is_stepping(motion: &Motion) -> bool {
@@ -152,9 +155,10 @@ impl Debugged<Self> for X86_64 {
     }
 }
 
-/// As many slots as there are, the first ones first.
-fn fill(hw: &mut HwDebug, addresses: impl IntoIterator<Item = u64>) {
+/// As many slots as there are, the first ones first. Answers how many.
+fn fill(hw: &mut HwDebug, addresses: impl IntoIterator<Item = u64>) -> usize {
     let slots = addresses.into_iter().map(|address| Slot::new(address, Condition::Execute, VA));
     let slots = slots.filter_map(Result::<Slot, SlotError>::ok);
-    hw.slots.iter_mut().filter(|slot| slot.is_none()).zip(slots).for_each(|(free, slot)| *free = Some(slot));
+    let free = hw.slots.iter_mut().filter(|slot| slot.is_none());
+    free.zip(slots).map(|(free, slot)| *free = Some(slot)).count()
 }

@@ -9,6 +9,9 @@
 //! * Going to a handler clears TF, so that the step would end only when the handler returns. Slots that are free watch for
 //!   where SYSCALL or INT go to, or for the handlers of page faults and general protection, and end the step there.
 //!
+//! A step reads what it has to know in one go ([`Context`]), and behind an instruction that can't have changed it the next step
+//! of a range goes on with that: such a step costs KVM_SET_GUEST_DEBUG, which gives TF to the guest, and KVM_RUN.
+//!
 //! HLT would wait for an interrupt. Under a step it completes at once: a kernel's idle loop looks for work and halts again. MOV
 //! to SS is stepped together with the instruction behind it, since the CPU lets nothing trap in between.
 
@@ -43,6 +46,8 @@ pub(super) struct Flight {
     /// The vCPU before.
     context: Context,
     insn: Insn,
+    /// Nothing of the context changes but pc, unless a handler is entered.
+    plain: bool,
     /// IF was cleared for the step.
     masked: bool,
     /// Where handlers begin that the instruction may go to.
@@ -77,6 +82,11 @@ impl Flight {
         self.handlers.iter().any(|handler| handler.address == pc)
     }
 
+    /// A handler is executed before it ends.
+    pub(super) fn goes_elsewhere(&mut self) {
+        self.plain = false;
+    }
+
     /// POPF writes IF: CPL is not above IOPL.
     fn is_privileged(&self) -> bool {
         u64::from(self.context.code.cpl) <= self.context.rflags >> 12 & 3
@@ -88,7 +98,10 @@ impl VcpuDebugger<X86_64> {
     pub(super) fn begin(&mut self, vcpu: Vcpu<'_>) -> Result<Entry, SessionError> {
         let Mode::Step { over, .. } = &self.mode else { return Ok(Entry::Again) };
         let mut over = over.clone();
-        let mut context = self.context(vcpu)?;
+        let mut context = match self.motion.known.take() {
+            Some(known) => known,
+            None => self.context(vcpu)?,
+        };
         let pc = context.pc;
         if over == Over::Nothing && self.plan.has_breakpoint(pc) {
             if self.judge(vcpu, Breakpoint::Hardware(Gva(pc))) {
@@ -113,7 +126,7 @@ impl VcpuDebugger<X86_64> {
         let mut handlers = self.handlers(vcpu, &mut context, insn)?;
         // At its first instruction the step would end before it began.
         handlers.retain(|handler| handler.address != pc);
-        fill(&mut hw, handlers.iter().map(|handler| handler.address));
+        let all_armed = fill(&mut hw, handlers.iter().map(|handler| handler.address)) == FAULTS.len();
         let blocked = <X86_64 as crate::session::Debugged<X86_64>>::blocks_interrupts(&self.session.caps);
         let masked = !blocked && context.rflags & IF != 0;
         if masked {
@@ -121,7 +134,9 @@ impl VcpuDebugger<X86_64> {
         }
         // Behind every write of registers, which would take TF away.
         self.apply(vcpu, true, true, &hw)?;
-        self.motion.flight = Some(Flight { context, insn, masked, handlers });
+        // What a handler does is not known when it is stepped over.
+        let plain = blocked && all_armed && insn::is_plain(&code, context.code.size);
+        self.motion.flight = Some(Flight { context, insn, plain, masked, handlers });
         Ok(Entry::Run)
     }
 
@@ -137,6 +152,7 @@ impl VcpuDebugger<X86_64> {
 
     /// The step was cut short by somebody who wants the vCPU stopped.
     pub(super) fn settle(&mut self, vcpu: Vcpu<'_>) -> Result<(), SessionError> {
+        self.motion.known = None;
         self.end_if_moved(vcpu)?;
         self.unwind(vcpu)
     }
@@ -163,9 +179,9 @@ impl VcpuDebugger<X86_64> {
     }
 
     /// The step has executed and the vCPU is at `pc`: makes RFLAGS, and what was saved of them, what the instruction would
-    /// have left.
-    pub(super) fn land(&mut self, vcpu: Vcpu<'_>, pc: u64) -> Result<(), SessionError> {
-        let Some(flight) = self.motion.flight.take() else { return Ok(()) };
+    /// have left. Answers what is known of the vCPU now, if that needs no look at it.
+    pub(super) fn land(&mut self, vcpu: Vcpu<'_>, pc: u64) -> Result<Option<Context>, SessionError> {
+        let Some(flight) = self.motion.flight.take() else { return Ok(None) };
         let own = flight.context.rflags & IF;
         let handler = flight.handlers.iter().find(|handler| handler.address == pc);
         // IF as it is to be, where the instruction has not written it.
@@ -202,7 +218,8 @@ impl VcpuDebugger<X86_64> {
                 self.set(vcpu, Reg::Eflags, wanted)?;
             }
         }
-        Ok(())
+        let known = flight.plain && handler.is_none();
+        Ok(known.then(|| flight.context.moved_to(pc)))
     }
 
     /// Puts RFLAGS right that were saved `offset` bytes above the top of the stack. A stack that can't be reached has just
