@@ -31,13 +31,11 @@ pub enum WatchError {
         /// Width of linear addresses.
         va: VaBits,
     },
-    /// Breakpoints and other watches leave too few slots, or there never were as many.
-    #[error("the watch needs {needed} debug register slots, {free} of {SLOTS} are free")]
+    /// No CPU has that many slots.
+    #[error("the watch needs {needed} debug register slots, a CPU has {SLOTS}")]
     TooManySlots {
-        /// Number of slots that the range takes.
+        /// Number of slots that the range would take.
         needed: u64,
-        /// Number of slots that it may have.
-        free: usize,
     },
 }
 
@@ -50,8 +48,7 @@ pub struct Plan {
     pub widened: bool,
 }
 
-/// The fewest slots that watch exactly `length` bytes from `address`, of which `free` may be used (no more than
-/// [`SLOTS`] ever are).
+/// The fewest slots that watch exactly `length` bytes from `address`.
 ///
 /// A slot has no byte select: it covers 1, 2, 4 or 8 bytes from a multiple of that, and the range is split into such
 /// pieces. Fewer and larger slots could cover it with some bytes around it, but a hit there could not be told from one
@@ -59,8 +56,9 @@ pub struct Plan {
 ///
 /// # Errors
 ///
-/// [`WatchError`] for an empty, wrapping or non-canonical range, and for one that needs more than the free slots.
-pub fn plan(kind: WatchKind, address: u64, length: u64, va: VaBits, free: usize) -> Result<Plan, WatchError> {
+/// [`WatchError`] for an empty, wrapping or non-canonical range, and for one that needs more than [`SLOTS`]. Whether as many
+/// are free is the caller's to check.
+pub fn plan(kind: WatchKind, address: u64, length: u64, va: VaBits) -> Result<Plan, WatchError> {
     if length == 0 {
         return Err(WatchError::Empty { address });
     }
@@ -73,10 +71,9 @@ pub fn plan(kind: WatchKind, address: u64, length: u64, va: VaBits, free: usize)
         return Err(WatchError::NonCanonical { address: last, va });
     }
 
-    let free = free.min(SLOTS);
     let needed = slots_for(address, last);
-    if needed > free as u64 {
-        return Err(WatchError::TooManySlots { needed, free });
+    if needed > SLOTS as u64 {
+        return Err(WatchError::TooManySlots { needed });
     }
     let mut slots = Vec::new();
     let mut at = address;
@@ -138,7 +135,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn pieces(address: u64, length: u64) -> Vec<(u64, u64)> {
-        let plan = plan(WatchKind::Write, address, length, Bits48, SLOTS).unwrap();
+        let plan = plan(WatchKind::Write, address, length, Bits48).unwrap();
         plan.slots.iter().map(|slot| (slot.address, slot.covers().end() - slot.covers().start() + 1)).collect()
     }
 
@@ -160,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_read_watch_is_widened_and_says_so() {
-        let plan = |kind| plan(kind, 0x1000, 4, Bits48, SLOTS).unwrap();
+        let plan = |kind| plan(kind, 0x1000, 4, Bits48).unwrap();
         let (read, access, write) = (plan(WatchKind::Read), plan(WatchKind::Access), plan(WatchKind::Write));
         assert_eq!(read.slots[0].condition(), Condition::Access(Length::Four));
         assert_eq!(access.slots, read.slots);
@@ -169,17 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_shared() {
-        let plan = |free| plan(WatchKind::Write, 0x1001, 7, Bits48, free);
-        assert!(plan(3).is_ok());
-        assert_eq!(plan(2), Err(WatchError::TooManySlots { needed: 3, free: 2 }));
-        let text = "the watch needs 3 debug register slots, 0 of 4 are free";
-        assert_eq!(plan(0).unwrap_err().to_string(), text);
-    }
-
-    #[test]
     fn ranges_that_are_refused() {
-        let plan = |address, length, va| plan(WatchKind::Read, address, length, va, 9).unwrap_err();
+        let plan = |address, length, va| plan(WatchKind::Read, address, length, va).unwrap_err();
         assert_eq!(plan(0x1000, 0, Bits48), WatchError::Empty { address: 0x1000 });
         assert_eq!(plan(u64::MAX, 2, Bits48), WatchError::Wraps { address: u64::MAX, length: 2 });
         let hole = 1 << 47;
@@ -187,11 +175,11 @@ mod tests {
         assert_eq!(plan(hole - 1, 2, Bits48), WatchError::NonCanonical { address: hole, va: Bits48 });
         let last = u64::MAX - 1;
         assert_eq!(plan(0, u64::MAX, Bits57), WatchError::NonCanonical { address: last, va: Bits57 });
-        // More free slots than there are do not help.
-        assert_eq!(plan(0x1000, 33, Bits48), WatchError::TooManySlots { needed: 5, free: 4 });
-        assert_eq!(plan(0, 1 << 47, Bits48), WatchError::TooManySlots { needed: 1 << 44, free: 4 });
+        assert_eq!(plan(0x1000, 33, Bits48), WatchError::TooManySlots { needed: 5 });
+        assert_eq!(plan(0x1000, 33, Bits48).to_string(), "the watch needs 5 debug register slots, a CPU has 4");
+        assert_eq!(plan(0, 1 << 47, Bits48), WatchError::TooManySlots { needed: 1 << 44 });
         let needed = (1 << 44) - 2 + 3 + 3;
-        assert_eq!(plan(1, (1 << 47) - 2, Bits48), WatchError::TooManySlots { needed, free: 4 });
+        assert_eq!(plan(1, (1 << 47) - 2, Bits48), WatchError::TooManySlots { needed });
     }
 
     proptest! {
@@ -202,7 +190,7 @@ mod tests {
             length in 1u64..40,
         ) {
             let address = top | low;
-            let Ok(plan) = plan(WatchKind::Access, address, length, Bits48, SLOTS) else { return Ok(()) };
+            let Ok(plan) = plan(WatchKind::Access, address, length, Bits48) else { return Ok(()) };
             let mut next = address;
             for slot in &plan.slots {
                 prop_assert_eq!(*slot.covers().start(), next, "gap or overlap in {:x?}", plan);
@@ -214,7 +202,7 @@ mod tests {
 
         #[test]
         fn fewer_slots_would_not_do(address in 0u64..64, length in 1u64..64) {
-            let needed = match plan(WatchKind::Access, address, length, Bits48, SLOTS) {
+            let needed = match plan(WatchKind::Access, address, length, Bits48) {
                 Ok(plan) => plan.slots.len() as u64,
                 Err(WatchError::TooManySlots { needed, .. }) => needed,
                 Err(other) => return Err(TestCaseError::fail(other.to_string())),
@@ -233,9 +221,9 @@ mod tests {
         }
 
         #[test]
-        fn any_range_ends(address: u64, length: u64, free: usize, wide: bool) {
+        fn any_range_ends(address: u64, length: u64, wide: bool) {
             let va = if wide { Bits57 } else { Bits48 };
-            let _ = plan(WatchKind::Read, address, length, va, free);
+            let _ = plan(WatchKind::Read, address, length, va);
         }
     }
 }

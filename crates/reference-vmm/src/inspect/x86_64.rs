@@ -72,7 +72,7 @@ impl Inspected for X86_64 {
     }
 
     fn slots(watch: &WatchState) -> usize {
-        let plan = watch::plan(watch.kind, watch.address, watch.length, VaBits::Bits57, dbgreg::SLOTS);
+        let plan = watch::plan(watch.kind, watch.address, watch.length, VaBits::Bits57);
         plan.map_or(0, |plan| plan.slots.len())
     }
 

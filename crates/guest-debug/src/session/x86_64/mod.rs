@@ -59,7 +59,7 @@ impl Debugged<Self> for X86_64 {
     }
 
     fn watch_slots(kind: WatchKind, address: u64, length: u64) -> Result<Vec<Slot>, PlaceError> {
-        Ok(watch::plan(kind, address, length, VA, SLOTS)?.slots)
+        Ok(watch::plan(kind, address, length, VA)?.slots)
     }
 
     /// Breakpoints and watches share the slots.
