@@ -363,6 +363,24 @@ fn a_step_over_a_foreign_int3_ends_at_its_handler() {
 }
 
 #[test]
+fn the_guest_has_its_debug_registers_while_the_session_needs_none() {
+    let vm = Vm::new(1, CAPS, &[NOP, COUNT, &jump(-4)]);
+    vm.vcpus[0].break_itself(RAM);
+    // It takes no debug register, and getting over it takes some for a step.
+    vm.insert(software(RAM + 1));
+    let round = || {
+        assert_eq!(vm.go(), planted(RAM + 1));
+        vm.vcpus[0].own_hits.load(Ordering::Relaxed)
+    };
+    assert_eq!([round(), round(), round()], [1, 2, 3]);
+    vm.insert(hardware(RAM + 0x100));
+    assert_eq!([round(), round()], [3, 3], "KVM has the session's in place of them");
+    vm.session.remove(hardware(RAM + 0x100)).unwrap();
+    assert_eq!([round(), round()], [4, 5]);
+    assert!(vm.vcpus[0].injections.lock().unwrap().is_empty());
+}
+
+#[test]
 fn the_guests_own_single_step_goes_to_the_guest() {
     let vm = Vm::new(1, CAPS, &[NOP, SPIN]);
     vm.insert(hardware(handler(1)));

@@ -88,6 +88,8 @@ struct State {
     /// RFLAGS.TF, which KVM keeps out of what it tells.
     tf: bool,
     injected: Option<Exception>,
+    /// Address of a breakpoint of the guest's own, in its debug registers.
+    own_breakpoint: Option<u64>,
 }
 
 impl State {
@@ -140,6 +142,8 @@ pub struct FakeVcpu {
     pub config_calls: AtomicUsize,
     pub register_calls: AtomicUsize,
     pub injections: Mutex<Vec<Exception>>,
+    /// Hits of [`Self::break_itself`].
+    pub own_hits: AtomicUsize,
 }
 
 enum Exit {
@@ -171,6 +175,7 @@ impl FakeVcpu {
             config_calls: AtomicUsize::new(0),
             register_calls: AtomicUsize::new(0),
             injections: Mutex::default(),
+            own_hits: AtomicUsize::new(0),
         }
     }
 
@@ -206,6 +211,11 @@ impl FakeVcpu {
         for (reg, value) in [(Reg::Rip, rip), (Reg::CsBase, base), (Reg::Efer, 0), (Reg::CsAr, 0xc09b)] {
             state.set(reg, value);
         }
+    }
+
+    /// Has the guest set a breakpoint in its debug registers. Its handler does no more than count.
+    pub fn break_itself(&self, address: u64) {
+        self.state.lock().unwrap().own_breakpoint = Some(address);
     }
 
     fn kick(&self) {
@@ -244,6 +254,11 @@ impl FakeVcpu {
             |slot: &Option<Slot>| slot.is_some_and(|slot| slot.watch_kind().is_none() && slot.address() == pc);
         if let Some(n) = slots.iter().position(executes) {
             return debug(pc, 1 << n);
+        }
+        // Without KVM_GUESTDBG_USE_HW_BP or a step the guest has its debug registers and #DB for itself.
+        let own = state.config.hw == HwDebug::default() && !state.config.single_step;
+        if own && state.own_breakpoint == Some(pc) {
+            self.own_hits.fetch_add(1, Ordering::Relaxed);
         }
         let mut code = [0; 4];
         self.ram.read_slice(&mut code, GuestAddress(pc)).unwrap();
