@@ -187,6 +187,33 @@ fn a_range_of_steps() {
     assert_eq!((vm.get(Reg::Rip), vm.get(Reg::Rbx)), (CODE + 7, 2));
 }
 
+#[test]
+fn a_range_computes_what_the_guest_does() {
+    const ROUNDS: u64 = 100;
+    if !has(&[Step]) {
+        return;
+    }
+    // JMP over a function that increments RBX; MOV ECX, 100; PUSH RCX; CALL it; POP RCX; DEC ECX; JNZ to PUSH.
+    let code: [&[u8]; 9] = [
+        &[0xeb, 0x04],
+        COUNT,
+        &[0xc3],
+        &[0xb9, ROUNDS as u8, 0, 0, 0],
+        &[0x51],
+        &[0xe8, 0xf1, 0xff, 0xff, 0xff],
+        &[0x59],
+        &[0xff, 0xc9],
+        &[0x75, 0xf5],
+    ];
+    let end = CODE + code.concat().len() as u64;
+    let vm = Debugged::new(&[&code.concat(), NOP]).unwrap();
+    vm.session.resume(&[(V0, ResumeAction::StepRange(CODE..end))]).unwrap();
+    assert_eq!(vm.stop().reason, StopReason::Step);
+    assert_eq!((vm.get(Reg::Rip), vm.get(Reg::Rbx), vm.get(Reg::Rsp)), (end, ROUNDS, STACK));
+    assert_eq!(vm.get(Reg::Eflags) & (TF | IF), IF);
+    vm.finish();
+}
+
 // -- breakpoints
 
 #[test]
