@@ -1,11 +1,13 @@
-//! `kvm-agent PORT TOKEN_FILE`: serves `cargo xtask` inside the emulated KVM host.
+//! `kvm-agent PORT TOKEN_FILE`, or `kvm-agent DEVICE TOKEN_FILE`: serves `cargo xtask` inside the emulated KVM host, over TCP or over
+//! a serial line. Its terminal has to be in raw mode.
 
 use std::error::Error;
-use std::fs;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::ExitCode;
+use std::thread;
 
-use kvm_agent::{ServerConfig, serve};
+use kvm_agent::{ServerConfig, serve, serve_line};
 
 fn main() -> ExitCode {
     match run() {
@@ -19,13 +21,21 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let (Some(port), Some(token_file)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: kvm-agent PORT TOKEN_FILE".into());
+    let (Some(place), Some(token_file)) = (arguments.next(), arguments.next()) else {
+        return Err("usage: kvm-agent PORT|DEVICE TOKEN_FILE".into());
     };
     let token = fs::read_to_string(&token_file).map_err(|error| format!("{token_file}: {error}"))?;
-    // All addresses: the host's network has no other machine on it than the one that started it.
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port.parse()?))?;
+    let config = ServerConfig { token: token.trim().to_owned(), commands_die_with_agent: false };
+    if !place.starts_with('/') {
+        // All addresses: the host's network has no other machine on it than the one that started it.
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, place.parse()?))?;
+        println!("kvm-agent: ready");
+        return Ok(serve(&listener, config)?);
+    }
+    let device = File::options().read(true).write(true).open(&place).map_err(|error| format!("{place}: {error}"))?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || serve(&listener, config));
     println!("kvm-agent: ready");
-    serve(&listener, ServerConfig { token: token.trim().to_owned(), commands_die_with_agent: false })?;
-    Ok(())
+    Ok(serve_line(device.try_clone()?, device, address)?)
 }
