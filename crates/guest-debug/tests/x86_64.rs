@@ -284,6 +284,26 @@ fn a_step_over_hlt_does_not_wait() {
 }
 
 #[test]
+fn a_step_that_has_not_executed_is_begun_again() {
+    for caps in [CAPS, OLD] {
+        let vm = Vm::new(1, caps, &[COUNT, COUNT, SPIN]);
+        vm.vcpus[0].early_traps.store(3, Ordering::Relaxed);
+        assert_eq!((vm.step(), vm.get(Reg::Rbx)), (RAM + 3, 1));
+        vm.vcpus[0].early_traps.store(3, Ordering::Relaxed);
+        vm.insert(hardware(RAM + 3));
+        vm.session.resume(&[(V0, ResumeAction::StepRange(RAM + 3..RAM + 6))]).unwrap();
+        assert_eq!(vm.stop().reason, StopReason::Step);
+        assert_eq!((vm.get(Reg::Rip), vm.get(Reg::Rbx)), (RAM + 6, 2), "neither is the one over a breakpoint");
+        // Nothing tells these from a jump to itself, which is done at some time.
+        assert_eq!(vm.step(), RAM + 6);
+        vm.vcpus[0].early_traps.store(u32::MAX, Ordering::Relaxed);
+        vm.set(Reg::Rip, RAM);
+        assert_eq!(vm.step(), RAM, "one that never executes does not hang");
+        assert_eq!(vm.get(Reg::Eflags), ON);
+    }
+}
+
+#[test]
 fn an_interrupted_step_leaves_no_trace() {
     let vm = Vm::new(1, OLD, &[SPIN]);
     vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 2))]).unwrap();

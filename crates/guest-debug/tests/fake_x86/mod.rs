@@ -13,7 +13,7 @@ use guest_debug::{
     StopReason, VcpuDebugger, VcpuError, VcpuId, VcpuState, VmHost, Wait, WatchKind, X86_64,
 };
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -141,6 +141,8 @@ pub struct FakeVcpu {
     /// Calls that program its debugging, and that read or write registers, however many at once.
     pub config_calls: AtomicUsize,
     pub register_calls: AtomicUsize,
+    /// How many steps are told to be done before their instruction executes.
+    pub early_traps: AtomicU32,
     pub injections: Mutex<Vec<Exception>>,
     /// Hits of [`Self::break_itself`].
     pub own_hits: AtomicUsize,
@@ -174,6 +176,7 @@ impl FakeVcpu {
             irq_pending: AtomicBool::new(false),
             config_calls: AtomicUsize::new(0),
             register_calls: AtomicUsize::new(0),
+            early_traps: AtomicU32::new(0),
             injections: Mutex::default(),
             own_hits: AtomicUsize::new(0),
         }
@@ -254,6 +257,10 @@ impl FakeVcpu {
             |slot: &Option<Slot>| slot.is_some_and(|slot| slot.watch_kind().is_none() && slot.address() == pc);
         if let Some(n) = slots.iter().position(executes) {
             return debug(pc, 1 << n);
+        }
+        if state.tf && self.early_traps.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
+        {
+            return debug(pc, 0x4000);
         }
         // Without KVM_GUESTDBG_USE_HW_BP or a step the guest has its debug registers and #DB for itself.
         let own = state.config.hw == HwDebug::default() && !state.config.single_step;

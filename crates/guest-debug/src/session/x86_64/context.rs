@@ -24,6 +24,8 @@ pub(super) struct Context {
     pub(super) pc: u64,
     /// RFLAGS, of which IF and IOPL stay what they are.
     pub(super) rflags: u64,
+    /// RCX and RSP: an instruction that leads to itself changes one of them, but for a jump, which changes nothing.
+    pub(super) counters: [u64; 2],
     pub(super) code: CodeSegment,
     /// Linear address of the IDT.
     pub(super) idt: u64,
@@ -34,12 +36,12 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn read(vcpu: &dyn DebugVcpu<X86_64>) -> Result<Self, VcpuError> {
-        use Reg::{Cr0, Cr3, Cr4, Cs, CsAr, CsBase, Efer, Eflags, IdtBase, Rip};
-        let [rip, rflags, cs, base, access_rights, cr0, cr3, cr4, efer, idt] =
-            read(vcpu, [Rip, Eflags, Cs, CsBase, CsAr, Cr0, Cr3, Cr4, Efer, IdtBase])?;
+        use Reg::{Cr0, Cr3, Cr4, Cs, CsAr, CsBase, Efer, Eflags, IdtBase, Rcx, Rip, Rsp};
+        let [rip, rflags, rcx, rsp, cs, base, access_rights, cr0, cr3, cr4, efer, idt] =
+            read(vcpu, [Rip, Eflags, Rcx, Rsp, Cs, CsBase, CsAr, Cr0, Cr3, Cr4, Efer, IdtBase])?;
         let code = CodeSegment::new(&CodeRegisters { cr0, efer, rflags, cs, base, access_rights });
         let paging = Paging { cr0, cr3, cr4, efer, physical_bits: PHYSICAL_BITS };
-        Ok(Self { pc: code.linear(rip), rflags, code, idt, paging, pages: Vec::new() })
+        Ok(Self { pc: code.linear(rip), rflags, counters: [rcx, rsp], code, idt, paging, pages: Vec::new() })
     }
 
     /// The same, at another instruction.

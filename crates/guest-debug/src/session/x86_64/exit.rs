@@ -39,6 +39,11 @@ impl VcpuDebugger<X86_64> {
         });
         let matched: Vec<Slot> = matched.collect();
         let breakpoint = causes.iter().any(|cause| matches!(cause, Cause::Breakpoint { .. }));
+        if let [Cause::Step] = causes
+            && self.again(vcpu, pc)?
+        {
+            return Ok(());
+        }
         if let Some(flight) = &self.motion.flight {
             if causes.contains(&Cause::Step)
                 || breakpoint && flight.ends_at(pc)

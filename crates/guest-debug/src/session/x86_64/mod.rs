@@ -30,6 +30,8 @@ pub struct Motion {
     flight: Option<Flight>,
     /// What is known of the vCPU between two steps of a range.
     known: Option<Context>,
+    /// How often it has been begun again because its instruction had not executed.
+    again: u32,
 }
 
 impl Debugged<Self> for X86_64 {

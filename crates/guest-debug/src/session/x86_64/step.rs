@@ -1,6 +1,6 @@
 //! Single steps that execute exactly the guest's own instruction.
 //!
-//! KVM steps with RFLAGS.TF, and three things make that differ from what the guest would do by itself:
+//! KVM steps with RFLAGS.TF, and four things make that differ from what the guest would do by itself:
 //!
 //! * Interrupts that are pending come first. Where KVM can (`KVM_GUESTDBG_BLOCKIRQ`, Linux 5.16), it holds them back. Where it
 //!   can't, RFLAGS.IF is clear during the instruction, and is made what the instruction would have left afterwards.
@@ -8,6 +8,8 @@
 //!   saved is put right. KVM itself keeps TF out of RFLAGS only where those are read.
 //! * Going to a handler clears TF, so that the step would end only when the handler returns. Slots that are free watch for
 //!   where SYSCALL or INT go to, or for the handlers of page faults and general protection, and end the step there.
+//! * A hypervisor below KVM may say that a step is done whose instruction has not executed: seen where reaching its memory led
+//!   through that hypervisor, or through KVM. Such a step is begun again.
 //!
 //! A step reads what it has to know in one go ([`Context`]), and behind an instruction that can't have changed it the next step
 //! of a range goes on with that: such a step costs KVM_SET_GUEST_DEBUG, which gives TF to the guest, and KVM_RUN.
@@ -39,6 +41,9 @@ const FLAGS_BYTE: u64 = 1;
 const SS_B: u64 = 1 << 14;
 /// The faults that nearly every instruction can raise: general protection and page fault.
 const FAULTS: [u8; 2] = [14, 13];
+/// How often a step is begun again. The longest walk of page tables to an instruction and to its operands, on two pages each, touches
+/// fewer pages; and a jump to itself, which looks the same, is executed so often more.
+const AGAIN: u32 = 32;
 
 /// A step that KVM has been programmed for.
 #[derive(Debug)]
@@ -168,6 +173,18 @@ impl VcpuDebugger<X86_64> {
         self.step_done(vcpu, pc)
     }
 
+    /// Begins a step again whose instruction has not executed, though its end was told. Answers whether that was so.
+    pub(super) fn again(&mut self, vcpu: Vcpu<'_>, pc: u64) -> Result<bool, SessionError> {
+        let Some(flight) = &self.motion.flight else { return Ok(false) };
+        let before = flight.context.counters;
+        if pc != flight.pc() || self.motion.again == AGAIN || self.context(vcpu)?.counters != before {
+            return Ok(false);
+        }
+        self.unwind(vcpu)?;
+        self.motion.again += 1;
+        Ok(true)
+    }
+
     /// Forgets a step that did not execute, and gives IF back.
     pub(super) fn unwind(&mut self, vcpu: Vcpu<'_>) -> Result<(), SessionError> {
         let Some(flight) = self.motion.flight.take() else { return Ok(()) };
@@ -181,6 +198,7 @@ impl VcpuDebugger<X86_64> {
     /// The step has executed and the vCPU is at `pc`: makes RFLAGS, and what was saved of them, what the instruction would
     /// have left. Answers what is known of the vCPU now, if that needs no look at it.
     pub(super) fn land(&mut self, vcpu: Vcpu<'_>, pc: u64) -> Result<Option<Context>, SessionError> {
+        self.motion.again = 0;
         let Some(flight) = self.motion.flight.take() else { return Ok(None) };
         let own = flight.context.rflags & IF;
         let handler = flight.handlers.iter().find(|handler| handler.address == pc);
