@@ -14,9 +14,6 @@ use crate::exec;
 use crate::protocol::{CHUNK, Kind, ProtocolError, Request, VERSION, decode_hello, read_frame, write_frame};
 use crate::relay::{Stream, relay};
 
-/// How long a client may take to say who it is.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// What a server needs to know.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -24,6 +21,17 @@ pub struct ServerConfig {
     pub token: String,
     /// Commands die with this process (through util-linux's `setpriv`). Not needed where the whole machine ends with it.
     pub commands_die_with_agent: bool,
+    /// How long a client may take to say who it is; `None` where nobody but the client can connect, or where this machine's time
+    /// runs ahead of the client's.
+    pub hello_timeout: Option<Duration>,
+}
+
+impl ServerConfig {
+    /// For a machine that others can reach, and that outlives its server if it likes.
+    #[must_use]
+    pub fn new(token: impl Into<String>) -> Self {
+        Self { token: token.into(), commands_die_with_agent: false, hello_timeout: Some(Duration::from_secs(10)) }
+    }
 }
 
 /// Serves connections for ever, each on its own thread.
@@ -50,7 +58,7 @@ pub fn serve(listener: &TcpListener, config: ServerConfig) -> io::Result<()> {
 
 fn connection(mut stream: TcpStream, config: &ServerConfig) -> Result<(), ProtocolError> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(HELLO_TIMEOUT))?;
+    stream.set_read_timeout(config.hello_timeout)?;
     let Some(hello) = read_frame(&mut stream)? else { return Ok(()) };
     if hello.kind != Kind::Hello {
         return Err(ProtocolError::Unexpected(hello.kind));

@@ -68,7 +68,7 @@ fn ask(stream: &mut TcpStream, text: &[u8]) -> Vec<u8> {
 fn the_agents_own_server_answers_over_the_line() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    thread::spawn(move || serve(&listener, ServerConfig { token: "secret".into(), commands_die_with_agent: false }));
+    thread::spawn(move || serve(&listener, ServerConfig::new("secret")));
     let mut stream = connect(&line_to(address));
     write_frame(&mut stream, Kind::Hello, &encode_hello("secret")).unwrap();
     let shell = Command { argv: ["sh", "-c", "seq 20000; exit 3"].map(Into::into).to_vec(), ..Command::default() };

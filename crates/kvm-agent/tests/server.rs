@@ -19,7 +19,7 @@ use kvm_agent::{
 fn server() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    thread::spawn(move || serve(&listener, ServerConfig { token: "secret".into(), commands_die_with_agent: false }));
+    thread::spawn(move || serve(&listener, ServerConfig::new("secret")));
     address
 }
 

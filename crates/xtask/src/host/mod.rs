@@ -105,7 +105,7 @@ impl KvmHost {
         let token = new_token()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on the loopback address")?;
         let client = Client::new(listener.local_addr()?, token.clone());
-        thread::spawn(move || kvm_agent::serve(&listener, ServerConfig { token, commands_die_with_agent: true }));
+        thread::spawn(move || kvm_agent::serve(&listener, ServerConfig { commands_die_with_agent: true, ..ServerConfig::new(token) }));
         let text = directory.display().to_string();
         Ok(Self { arch, client, machine: Machine::Native { directory }, directory: text })
     }
