@@ -74,6 +74,9 @@ pub fn has(needed: &[Ability]) -> bool {
     false
 }
 
+/// How often a step is tried.
+const STEPS: u32 = 32;
+
 impl Ability {
     fn name(self) -> &'static str {
         match self {
@@ -122,10 +125,14 @@ impl Ability {
             _ => {}
         }
         let config = DebugConfig { enabled: true, single_step, block_interrupts: false, hw };
-        if guest.vcpu.set_guest_debug(&config).is_err() {
-            return false;
-        }
-        let Some(exit) = guest.run() else { return false };
+        let attempt = || {
+            guest.vcpu.set_guest_debug(&config).ok()?;
+            guest.run()
+        };
+        // The session begins a step again whose instruction has not executed.
+        let mut attempts = (0..if single_step { STEPS } else { 1 }).map(|_| attempt());
+        let exit = attempts.find(|exit| exit.as_ref().is_none_or(|exit| exit.pc != CODE || !single_step)).flatten();
+        let Some(exit) = exit else { return false };
         match self {
             Self::Step | Self::StepSti => exit.exception == 1 && exit.pc == CODE + 1 && exit.dr6 & 0x4000 != 0,
             Self::Execute => exit.exception == 1 && exit.pc == CODE + 1 && exit.dr6 & 1 != 0,
