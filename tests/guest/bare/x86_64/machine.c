@@ -53,15 +53,16 @@ static void apic_write(uint64_t at, uint32_t value)
     *(volatile uint32_t *)(APIC + at) = value;
 }
 
-/* One shot, and again in the handler. */
+/* One shot, and again in the handler. Interrupts are on without it, too: a guest that loops with them off is not left in Bochs'
+ * VMX, whatever interrupts KVM's host. */
 void timer_start(void)
 {
-    if (!timer_period)
-        return;
-    apic_write(APIC_SPURIOUS, 0x1ff);
-    apic_write(APIC_DIVIDE, 3); /* by 16 */
-    apic_write(APIC_TIMER, 0x20);
-    apic_write(APIC_INITIAL_COUNT, timer_period);
+    if (timer_period) {
+        apic_write(APIC_SPURIOUS, 0x1ff);
+        apic_write(APIC_DIVIDE, 3); /* by 16 */
+        apic_write(APIC_TIMER, 0x20);
+        apic_write(APIC_INITIAL_COUNT, timer_period);
+    }
     asm volatile("sti");
 }
 

@@ -58,7 +58,8 @@ tables_loaded:
     ltr %ax
     call main
     jmp .
-1:  call secondary_main
+1:  sti
+    call secondary_main
     jmp .
 
     .global secondary_start
