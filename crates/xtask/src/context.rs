@@ -10,6 +10,7 @@ use crate::host::is_native;
 use crate::packages::{Packages, Tool};
 use crate::symbols;
 use crate::toolchain::CrossToolchain;
+use crate::x86_64::Emulator;
 
 /// How the emulated host is made.
 #[derive(Args, Clone, Debug)]
@@ -27,6 +28,16 @@ pub struct HostOptions {
     /// Its memory in MiB
     #[arg(long, global = true, default_value_t = 3072, value_name = "MIB", help_heading = "Emulated KVM host")]
     pub host_memory: u32,
+    /// What emulates an x86_64 host: QEMU has AMD's SVM, Bochs has Intel's VMX, and is slow
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "qemu",
+        value_name = "PROGRAM",
+        help_heading = "Emulated KVM host"
+    )]
+    pub host_emulator: Emulator,
     /// Use the emulated host even where this machine is a KVM host itself
     #[arg(long, global = true, help_heading = "Emulated KVM host")]
     pub emulated: bool,

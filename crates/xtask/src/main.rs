@@ -37,6 +37,7 @@ use clap::{Parser, Subcommand};
 
 use arch::Arch;
 use context::{Context, HostOptions};
+use x86_64::Emulator;
 
 /// Commands of the guest-debug repository.
 #[derive(Debug, Parser)]
@@ -78,7 +79,7 @@ enum Task {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let context = Context::new(cli.yes, cli.host);
-    match possible(context.arch(), &cli.task).and_then(|()| run(&context, cli.task)) {
+    match possible(&context.host, &cli.task).and_then(|()| run(&context, cli.task)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: error: {error:#}");
@@ -88,8 +89,10 @@ fn main() -> ExitCode {
 }
 
 /// Refuses what there is not.
-fn possible(arch: Arch, task: &Task) -> Result<()> {
+fn possible(host: &HostOptions, task: &Task) -> Result<()> {
+    let arch = host.arch;
     if arch == Arch::Arm64 {
+        ensure!(host.host_emulator == Emulator::Qemu, "Bochs emulates x86_64 machines: --arch x86_64");
         return Ok(());
     }
     ensure!(arch.is_here(), "--arch {} is for machines of that architecture", arch.name());

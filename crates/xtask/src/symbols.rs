@@ -13,9 +13,10 @@ use anyhow::{Result, bail};
 
 use crate::arch::Arch;
 use crate::assets;
-use crate::context::Context;
+use crate::context::{Context, HostOptions};
 use crate::host::KvmHost;
 use crate::paths;
+use crate::x86_64::Emulator;
 
 /// Path of the symbols file for [`assets::kernel`]. `host` saves a boot if it is an emulated one.
 ///
@@ -29,7 +30,11 @@ pub fn kernel_symbols(context: &Context, host: Option<&KvmHost>) -> Result<PathB
     }
     let list = match host {
         Some(host) if host.is_emulated() => host.download(KALLSYMS)?,
-        _ => KvmHost::start_emulated(context)?.download(KALLSYMS)?,
+        // Bochs would take minutes for so long a list.
+        _ => KvmHost::start_emulated(
+            &context.with(HostOptions { host_emulator: Emulator::Qemu, ..context.host.clone() }),
+        )?
+        .download(KALLSYMS)?,
     };
     let symbols = parse(&String::from_utf8_lossy(&list));
     if !symbols.iter().any(|symbol| symbol.name == "start_kernel") {

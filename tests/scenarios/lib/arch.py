@@ -1,7 +1,7 @@
 """What differs by architecture, in one place: registers, instructions, tests of the bare-metal guest, names of the kernel.
 
 GUEST_ARCH in the environment says which it is, ABILITIES what the host can do for a debugger (all of it where that is not
-given). Without gdb, since scripts that are no gdb scripts use it as well.
+given), PATIENCE how many times as long as elsewhere it may take there. Without gdb, since scripts that are no gdb scripts use it as well.
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ X86_64 = Arch(
 
 NAME = os.environ.get("GUEST_ARCH", "arm64")
 ARCH = {"arm64": ARM64, "x86_64": X86_64}[NAME]
+
+PATIENCE = int(os.environ.get("PATIENCE", "1"))
 
 _ABILITIES = os.environ.get("ABILITIES")
 

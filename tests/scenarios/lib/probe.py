@@ -11,7 +11,7 @@ import struct
 from rsp import *
 
 # Long for a guest that has a few instructions to execute.
-PATIENCE = 4.0
+ANSWER = 4.0 * PATIENCE
 
 
 def pc(client: Client) -> int:
@@ -19,7 +19,7 @@ def pc(client: Client) -> int:
 
 
 def expect(client: Client, action: bytes, what: bytes = b"") -> None:
-    reply = client.ask(action, PATIENCE)
+    reply = client.ask(action, ANSWER)
     check(reply[:1] == b"T" and what in reply, f"{action!r} answered {reply!r}")
 
 
@@ -61,11 +61,11 @@ def test(name: str) -> Callable[[Client, dict[str, int]], None]:
         for variable, value in (("timer_period", 0), ("rounds", 2), ("selected", ARCH.tests.index(name))):
             client.set_u64(symbol[variable], value)
         client.send_raw(packet(b"vCont;c"))
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + ANSWER
         while True:
             time.sleep(0.2)
             client.send_raw(b"\x03")
-            client.reply(PATIENCE)
+            client.reply(ANSWER)
             if client.u64(symbol["loops"]) > 1:
                 return
             check(time.monotonic() < deadline, f"the guest does not get through {name}")

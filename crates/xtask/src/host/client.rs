@@ -10,7 +10,7 @@ use kvm_agent::{
 };
 
 /// How long an agent may take to answer the hello. An emulated host that is busy takes its time.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
+const HELLO: Duration = Duration::from_secs(20);
 
 /// The slowest test takes a minute on a busy machine.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -20,6 +20,8 @@ const SILENCE: Duration = Duration::from_secs(300);
 pub(super) struct Client {
     address: SocketAddr,
     token: String,
+    /// How long the answer to the hello may take.
+    pub(super) patience: Duration,
     /// How long a command that somebody waits for may print nothing.
     pub(super) silence: Duration,
 }
@@ -49,7 +51,7 @@ impl Output {
 
 impl Client {
     pub(super) fn new(address: SocketAddr, token: String) -> Self {
-        Self { address, token, silence: SILENCE }
+        Self { address, token, patience: HELLO, silence: SILENCE }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -62,7 +64,7 @@ impl Client {
 
     /// Whether the agent answers.
     pub(super) fn ping(&self) -> Result<()> {
-        self.hello(HELLO_TIMEOUT).map(drop)
+        self.hello(self.patience).map(drop)
     }
 
     /// A connection that the agent has accepted.
@@ -77,7 +79,7 @@ impl Client {
     }
 
     fn request(&self, request: &Request) -> Result<TcpStream> {
-        let mut stream = self.hello(HELLO_TIMEOUT).context("the KVM host does not answer")?;
+        let mut stream = self.hello(self.patience).context("the KVM host does not answer")?;
         let frame = request.encode();
         write_frame(&mut stream, frame.kind, &frame.payload)?;
         Ok(stream)

@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-/// What the disk is called inside.
-pub(super) const DEVICE: &str = "/dev/vda";
+/// What the disk is called inside, on virtio.
+pub(super) const VIRTIO: &str = "/dev/vda";
+/// The same on an IDE controller.
+pub(super) const IDE: &str = "/dev/sda";
 
 /// Size of the image in bytes; it takes room only for what is written.
 const SIZE: u64 = 16 << 30;
@@ -23,12 +25,13 @@ const ALIGNMENT: u64 = 2 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct UploadDisk {
     image: PathBuf,
+    device: &'static str,
 }
 
 impl UploadDisk {
     /// An empty image.
-    pub(super) fn create(directory: &Path) -> Result<Self> {
-        let disk = Self::open(&directory.join("uploads.img"));
+    pub(super) fn create(directory: &Path, device: &'static str) -> Result<Self> {
+        let disk = Self::open(&directory.join("uploads.img"), device);
         let image = File::create(&disk.image).with_context(|| format!("cannot create {}", disk.image.display()))?;
         image.set_len(SIZE)?;
         File::create(disk.counter())?.write_all(&0_u64.to_le_bytes())?;
@@ -36,8 +39,13 @@ impl UploadDisk {
     }
 
     /// An image that another process has created.
-    pub(super) fn open(image: &Path) -> Self {
-        Self { image: image.to_owned() }
+    pub(super) fn open(image: &Path, device: &'static str) -> Self {
+        Self { image: image.to_owned(), device }
+    }
+
+    /// What the disk is called inside.
+    pub(super) fn device(&self) -> &'static str {
+        self.device
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -84,9 +92,9 @@ mod tests {
     fn uploads_do_not_touch_each_other() {
         let directory = std::env::temp_dir().join(format!("xtask-disk-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        let disk = UploadDisk::create(&directory).unwrap();
+        let disk = UploadDisk::create(&directory, VIRTIO).unwrap();
         let first = disk.add(&b"first"[..], 5).unwrap();
-        let second = UploadDisk::open(disk.path()).add(&b"second"[..], 6).unwrap();
+        let second = UploadDisk::open(disk.path(), VIRTIO).add(&b"second"[..], 6).unwrap();
         assert_eq!((first, second), ((0, 5), (2 * ALIGNMENT, 6)));
         let mut image = File::open(disk.path()).unwrap();
         let mut text = [0; 6];

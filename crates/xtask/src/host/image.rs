@@ -14,15 +14,35 @@ use crate::modules::load_order;
 /// Port on which the agent listens inside.
 pub(super) const AGENT_PORT: u16 = 5555;
 
-/// Modules for the network card and the upload disk, and KVM where it is one.
-const fn modules(arch: Arch) -> &'static [&'static str] {
-    match arch {
-        Arch::Arm64 => &["virtio_pci", "virtio_net", "virtio_blk"],
-        Arch::X86_64 => &["virtio_pci", "virtio_net", "virtio_blk", "kvm_amd"],
+/// How the agent is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// Over QEMU's user network.
+    Network,
+    /// Over the second serial port of a machine that has no other way.
+    Serial,
+}
+
+impl Link {
+    /// Modules for it and for the upload disk, and KVM where it is one.
+    const fn modules(self, arch: Arch) -> &'static [&'static str] {
+        match (self, arch) {
+            (Self::Network, Arch::Arm64) => &["virtio_pci", "virtio_net", "virtio_blk"],
+            (Self::Network, Arch::X86_64) => &["virtio_pci", "virtio_net", "virtio_blk", "kvm_amd"],
+            (Self::Serial, _) => &["ata_piix", "sd_mod", "kvm_intel"],
+        }
+    }
+
+    /// What init does for it, and the agent's first argument. Addresses are those of QEMU's user network; there is nothing else on
+    /// it.
+    fn init(self) -> (&'static str, String) {
+        match self {
+            Self::Network => ("ip addr add 10.0.2.15/24 dev eth0\nip link set eth0 up\n", AGENT_PORT.to_string()),
+            Self::Serial => ("stty -F /dev/ttyS1 raw -echo clocal -crtscts 115200\n", "/dev/ttyS1".to_owned()),
+        }
     }
 }
 
-/// Addresses are those of QEMU's user network; there is nothing else on it.
 const INIT: &str = r"#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /root
 /bin/busybox mount -t proc proc /proc
@@ -37,9 +57,8 @@ export PATH=/bin HOME=/root TMPDIR=/tmp
 mkdir -p /tmp/host
 while read -r module; do insmod /modules/$module; done </modules/order
 ip link set lo up
-ip addr add 10.0.2.15/24 dev eth0
-ip link set eth0 up
-/bin/kvm-agent PORT /token
+LINK
+/bin/kvm-agent PLACE /token
 echo the agent ended with $?
 poweroff -f
 ";
@@ -48,20 +67,21 @@ poweroff -f
 ///
 /// # Errors
 /// If a part of it cannot be had.
-pub(super) fn write(context: &Context, kernel: &Kernel, token: &str, path: &Path) -> Result<()> {
+pub(super) fn write(context: &Context, kernel: &Kernel, token: &str, link: Link, path: &Path) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
 
     let agent = without_debug_info(context.arch(), &context.toolchain()?.build("kvm-agent")?)?;
     let mut archive = Archive::new();
+    let (way, place) = link.init();
     archive.character_device("dev/console", 0o600, 5, 1);
-    archive.file("init", 0o755, INIT.replace("PORT", &AGENT_PORT.to_string()).as_bytes());
+    archive.file("init", 0o755, INIT.replace("LINK\n", way).replace("PLACE", &place).as_bytes());
     archive.file("token", 0o600, token.as_bytes());
     archive.file("bin/busybox", 0o755, &fs::read(assets::busybox(&context.packages)?)?);
     archive.link("bin/sh", "busybox");
     archive.file("bin/kvm-agent", 0o755, &fs::read(agent)?);
     let mut order = String::new();
-    for module in load_order(&kernel.modules, modules(context.arch()))? {
+    for module in load_order(&kernel.modules, link.modules(context.arch()))? {
         let name = format!("{}.ko", module.name);
         archive.file(&format!("modules/{name}"), 0o644, &module.content);
         order.push_str(&name);

@@ -3,8 +3,10 @@
 //! Both are driven by the same agent (see the `kvm-agent` crate): in the emulated host over a forwarded port, on this
 //! machine on a thread of this process. What differs is only how the agent is started and whether files need uploading.
 
+mod bochs;
 mod client;
 mod disk;
+mod emulator;
 mod forward;
 mod image;
 mod process;
@@ -21,6 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use kvm_agent::{Endpoint, Exit, ServerConfig, Stream};
 
 pub use client::Output;
+pub use emulator::tied;
 pub use forward::Forward;
 pub use process::{HostInput, HostProcess};
 
@@ -29,6 +32,8 @@ use crate::assets::without_debug_info;
 use crate::context::Context;
 use crate::paths;
 use crate::progress::note;
+use crate::x86_64::Emulator;
+use bochs::Bochs;
 use client::Client;
 use disk::UploadDisk;
 use qemu::Qemu;
@@ -56,10 +61,16 @@ pub struct KvmHost {
 enum Machine {
     /// This machine; the agent is a thread of this process.
     Native { directory: PathBuf },
-    /// QEMU, ours.
-    Emulated { disk: UploadDisk, _qemu: Qemu },
+    /// An emulator, ours.
+    Emulated { disk: UploadDisk, emulator: Emulated },
     /// Started by the process that started this one.
     Borrowed { disk: Option<UploadDisk> },
+}
+
+/// What runs the host; ends when it is dropped.
+enum Emulated {
+    Qemu(#[allow(dead_code, reason = "dropped in time")] Qemu),
+    Bochs(#[allow(dead_code, reason = "dropped in time")] Bochs),
 }
 
 impl KvmHost {
@@ -80,8 +91,17 @@ impl KvmHost {
     /// # Errors
     /// As [`KvmHost::start`].
     pub fn start_emulated(context: &Context) -> Result<Self> {
-        let (qemu, client, disk) = Qemu::boot(context)?;
-        let machine = Machine::Emulated { disk, _qemu: qemu };
+        let (emulated, client, disk) = match (context.arch(), context.host.host_emulator) {
+            (Arch::X86_64, Emulator::Bochs) => {
+                let (bochs, client, disk) = Bochs::boot(context)?;
+                (Emulated::Bochs(bochs), client, disk)
+            }
+            _ => {
+                let (qemu, client, disk) = Qemu::boot(context)?;
+                (Emulated::Qemu(qemu), client, disk)
+            }
+        };
+        let machine = Machine::Emulated { disk, emulator: emulated };
         let host = Self { arch: context.arch(), client, machine, directory: "/tmp/host".to_owned() };
         let check = host.output(&command(["sh", "-c", "[ -c /dev/kvm ] || { dmesg | grep -i kvm; exit 1; }"]))?;
         if !check.exit.success() {
@@ -105,7 +125,9 @@ impl KvmHost {
         let token = new_token()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on the loopback address")?;
         let client = Client::new(listener.local_addr()?, token.clone());
-        thread::spawn(move || kvm_agent::serve(&listener, ServerConfig { commands_die_with_agent: true, ..ServerConfig::new(token) }));
+        thread::spawn(move || {
+            kvm_agent::serve(&listener, ServerConfig { commands_die_with_agent: true, ..ServerConfig::new(token) })
+        });
         let text = directory.display().to_string();
         Ok(Self { arch, client, machine: Machine::Native { directory }, directory: text })
     }
@@ -117,7 +139,7 @@ impl KvmHost {
         };
         let client = Client::new(address.parse().context("address")?, token.to_owned());
         client.ping().context("the host of the surrounding command does not answer")?;
-        let disk = (!disk.is_empty()).then(|| UploadDisk::open(Path::new(disk)));
+        let disk = (!disk.is_empty()).then(|| UploadDisk::open(Path::new(disk), disk::VIRTIO));
         let machine = Machine::Borrowed { disk };
         Ok(Self { arch, client, machine, directory: directory.to_owned() })
     }
@@ -160,7 +182,7 @@ impl KvmHost {
         let size = file.metadata()?.len();
         if self.client.size(&remote)? != Some(size) {
             let place = disk.add(file, size)?;
-            let imported = self.client.import(&remote, 0o755, disk::DEVICE, place);
+            let imported = self.client.import(&remote, 0o755, disk.device(), place);
             imported.with_context(|| format!("uploading {}", local.display()))?;
         }
         Ok(remote)
@@ -228,12 +250,30 @@ impl KvmHost {
     /// If it does not answer.
     pub fn describe(&self) -> Result<String> {
         let kind = match (self.is_emulated(), self.arch) {
-            (true, Arch::Arm64) => "emulated arm64 KVM host",
-            (true, Arch::X86_64) => "emulated x86_64 KVM host, QEMU's SVM",
-            (false, _) => "this machine",
+            (true, Arch::Arm64) => "emulated arm64 KVM host".to_owned(),
+            (true, Arch::X86_64) => format!("emulated x86_64 KVM host, {}", self.kvm()),
+            (false, _) => "this machine".to_owned(),
         };
         let uname = self.output(&command(["uname", "-rm"]))?;
         Ok(format!("{kind}, Linux {}", uname.stdout_text().trim()))
+    }
+
+    /// Whose KVM it has, for messages.
+    pub fn kvm(&self) -> &'static str {
+        match (&self.machine, self.arch) {
+            (Machine::Emulated { emulator: Emulated::Bochs(_), .. }, _) => Emulator::Bochs.describe(),
+            (_, Arch::X86_64) if self.is_emulated() => Emulator::Qemu.describe(),
+            (_, Arch::Arm64) if self.is_emulated() => "KVM in QEMU's EL2",
+            _ => "this machine's KVM",
+        }
+    }
+
+    /// How many times as long as elsewhere things may take here.
+    pub fn patience(&self) -> u32 {
+        match &self.machine {
+            Machine::Emulated { emulator: Emulated::Bochs(_), .. } => bochs::PATIENCE,
+            _ => 1,
+        }
     }
 }
 

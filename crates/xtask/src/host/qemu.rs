@@ -1,24 +1,25 @@
 //! Boots the emulated host.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::client::Client;
-use super::disk::UploadDisk;
-use super::{image, new_token};
+use super::disk::{UploadDisk, VIRTIO};
+use super::emulator::{log, run_directory, tied};
+use super::image::{self, Link};
+use super::new_token;
 use crate::arch::Arch;
 use crate::assets::{self, Kernel};
 use crate::context::{Context, HostOptions};
-use crate::packages::{Tool, on_path};
+use crate::packages::Tool;
 use crate::paths;
-use crate::progress::{Progress, tail};
+use crate::progress::Progress;
 
 /// How long the slowest CPU on a busy machine may take.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -47,9 +48,9 @@ impl Qemu {
         let options = &context.host;
         let directory = run_directory()?;
         let token = new_token()?;
-        let disk = UploadDisk::create(&directory)?;
+        let disk = UploadDisk::create(&directory, VIRTIO)?;
         let initrd = directory.join("initramfs");
-        image::write(context, &kernel, &token, &initrd)?;
+        image::write(context, &kernel, &token, Link::Network, &initrd)?;
 
         let progress = Progress::start(format!(
             "booting the emulated {} KVM host ({}, {} CPUs)",
@@ -101,8 +102,7 @@ impl Qemu {
     }
 
     fn log(&self, name: &str) -> String {
-        let bytes = fs::read(self.directory.join(name)).unwrap_or_default();
-        tail(&String::from_utf8_lossy(&bytes))
+        log(&self.directory, name)
     }
 
     fn said(&self, text: &str) -> bool {
@@ -127,19 +127,11 @@ impl Drop for Qemu {
 
 fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &UploadDisk, port: u16) -> Result<Child> {
     let log = File::create(directory.join("qemu.log"))?;
-    // The kernel ends QEMU with us, however we die. (It goes by the thread that starts it, so the host has to be booted
-    // on a thread that lives as long as it does.)
     let (program, machine, console) = match options.arch {
         Arch::Arm64 => ("qemu-system-aarch64", "virt,virtualization=on,gic-version=3", "console=ttyAMA0"),
         Arch::X86_64 => ("qemu-system-x86_64", "q35", "console=ttyS0 mitigations=off"),
     };
-    let mut command = if on_path("setpriv") {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", program]);
-        command
-    } else {
-        Command::new(program)
-    };
+    let mut command = tied(program);
     command
         .args(["-M", machine, "-cpu", &cpu(options.cpu())])
         .args(["-smp", &options.cpus().to_string(), "-m", &format!("{}M", options.host_memory)])
@@ -169,24 +161,6 @@ fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &Upload
 /// `max` computes pointer authentication codes as the architecture's own algorithm, unless told not to: very slowly.
 fn cpu(model: &str) -> String {
     if model == "max" { "max,pauth-impdef=on".to_owned() } else { model.to_owned() }
-}
-
-/// A new directory for this host's files. Directories of processes that are gone are removed.
-fn run_directory() -> Result<PathBuf> {
-    static BOOTS: AtomicU32 = AtomicU32::new(0);
-    let parent = paths::cache().join("run");
-    fs::create_dir_all(&parent)?;
-    for entry in fs::read_dir(&parent)?.filter_map(Result::ok) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.split('-').next().unwrap_or_default();
-        if !Path::new("/proc").join(pid).exists() {
-            paths::remove(&entry.path())?;
-        }
-    }
-    let directory = parent.join(format!("{}-{}", process::id(), BOOTS.fetch_add(1, Ordering::Relaxed)));
-    paths::remove(&directory)?;
-    fs::create_dir(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    Ok(directory)
 }
 
 fn free_port() -> Result<u16> {

@@ -155,7 +155,7 @@ impl Suite<'_> {
             path: paths::root().join("tests/scenarios/lib/probe.py"),
             guest: GuestKind::Bare,
             cpus: 1,
-            timeout: PROBE_TIMEOUT,
+            timeout: PROBE_TIMEOUT * self.patience(),
             interpreter: Interpreter::Python,
             last: false,
             moves: false,

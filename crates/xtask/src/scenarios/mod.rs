@@ -112,7 +112,7 @@ pub fn main(context: &Context, options: &ScenarioOptions) -> Result<ExitCode> {
     let results = match context.arch() {
         Arch::Arm64 => suite(context, host.as_ref(), options)?,
         Arch::X86_64 => {
-            context.prepare(&[Tool::Gdb, Tool::Python, Tool::QemuX86])?;
+            context.prepare(&[Tool::Gdb, Tool::Python, Tool::QemuX86, Tool::Bochs])?;
             run_on_x86_64(context, options)?
         }
     };
@@ -215,7 +215,12 @@ impl<'a> Suite<'a> {
 impl Suite<'_> {
     /// What the host is.
     fn place(&self) -> &'static str {
-        if self.host.is_some_and(KvmHost::is_emulated) { "KVM in QEMU's SVM" } else { "this machine's KVM" }
+        self.host.map_or("no KVM", KvmHost::kvm)
+    }
+
+    /// How many times as long as elsewhere things may take there.
+    fn patience(&self) -> u32 {
+        self.host.map_or(1, KvmHost::patience)
     }
 
     /// What every script gets to know.
@@ -225,6 +230,7 @@ impl Suite<'_> {
             ("GDB_TARGET", guest.address()),
             ("GDB_CPUS", cpus.to_string()),
             ("GUEST_ARCH", self.context.arch().name().to_owned()),
+            ("PATIENCE", self.patience().to_string()),
         ]);
         facts
     }
@@ -366,15 +372,17 @@ impl Suite<'_> {
     /// A new Linux guest whose init is up; of the options its number of vCPUs, its memory and what it is for.
     fn new_linux(&self, options: GuestOptions) -> Result<(Box<dyn RunningGuest>, Facts)> {
         let (agent, initrd) = guests::agent(self.context, self.vmm.drivers())?;
-        let symbols = kernel_symbols(self.context, self.host)?;
+        let symbols = kernel_symbols(self.context, self.host.filter(|host| host.patience() == 1))?;
         let cmdline = format!("console={} nokaslr quiet panic=-1 {}", self.vmm.console(), self.vmm.cmdline());
         let options = GuestOptions { initrd: Some(initrd), cmdline, ..options };
         let emulated = self.host.is_none_or(KvmHost::is_emulated);
-        let mut starts = if emulated && self.context.arch() == Arch::X86_64 { SVM_STARTS } else { 1 };
+        let timeout = if emulated { BOOT_TIMEOUT * self.patience() } else { NATIVE_BOOT_TIMEOUT };
+        let svm = emulated && self.context.arch() == Arch::X86_64 && self.patience() == 1;
+        let mut starts = if svm { SVM_STARTS } else { 1 };
         let guest = loop {
             let mut guest = self.vmm.start(&options)?;
             starts -= 1;
-            match guest.wait_for(AGENT_READY, if emulated { BOOT_TIMEOUT } else { NATIVE_BOOT_TIMEOUT }) {
+            match guest.wait_for(AGENT_READY, timeout) {
                 Ok(()) => break guest,
                 Err(error) if starts > 0 => note(format!("{error:#}\nstarted again")),
                 Err(error) => return Err(error),

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Emulator;
 use super::image::{BEGIN, END};
+use super::{Emulator, KERNEL_LINE, bochs};
 use crate::assets::Kernel;
-use crate::packages::on_path;
-use crate::progress::{Progress, run_quietly, tail};
+use crate::host::tied;
+use crate::progress::{Progress, tail};
 
 /// From the start to the program. Bochs takes 20 to 90 seconds for it.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(400);
@@ -21,9 +21,6 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(400);
 const SILENCE: Duration = Duration::from_secs(400);
 /// How often the console is looked at.
 const POLL: Duration = Duration::from_millis(100);
-
-/// Nothing of the kernel's on the console but a panic, which ends the machine. The TSC of Bochs does not run evenly.
-const KERNEL_LINE: &str = "console=ttyS0 quiet loglevel=0 nokaslr mitigations=off tsc=unstable panic=-1";
 
 /// A running emulator; killed when dropped, and by the kernel when this process dies.
 pub(super) struct Machine {
@@ -50,7 +47,7 @@ impl Machine {
         let log = File::create(directory.join("emulator.log"))?;
         let mut command = match emulator {
             Emulator::Qemu => qemu(kernel, initramfs, &console),
-            Emulator::Bochs => bochs(kernel, initramfs, directory, &console)?,
+            Emulator::Bochs => bochs::Machine::new(directory, &console).command(kernel, initramfs)?,
         };
         command.current_dir(directory).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("cannot start the emulator of {}", emulator.describe()))?;
@@ -127,17 +124,6 @@ impl Console {
     }
 }
 
-/// A command that ends with us, however we die.
-fn tied(program: &str) -> Command {
-    if on_path("setpriv") {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", program]);
-        command
-    } else {
-        Command::new(program)
-    }
-}
-
 fn qemu(kernel: &Kernel, initramfs: &Path, console: &Path) -> Command {
     // With two CPUs it stands still for ever, now and then, before a guest's first instruction or in the boot.
     let mut command = tied("qemu-system-x86_64");
@@ -152,37 +138,6 @@ fn qemu(kernel: &Kernel, initramfs: &Path, console: &Path) -> Command {
         .arg(initramfs)
         .args(["-append", KERNEL_LINE]);
     command
-}
-
-/// Bochs boots from media only, and Debian's has a debugger that has to be told to go on, and no display without a terminal.
-fn bochs(kernel: &Kernel, initramfs: &Path, directory: &Path, console: &Path) -> Result<Command> {
-    let iso = directory.join("host.iso");
-    let tree = directory.join("iso");
-    let boot = tree.join("boot");
-    fs::create_dir_all(boot.join("grub"))?;
-    fs::copy(&kernel.image, boot.join("vmlinuz")).context("cannot copy the kernel")?;
-    fs::copy(initramfs, boot.join("initrd")).context("cannot copy the initramfs")?;
-    let menu = format!("set timeout=0\nlinux /boot/vmlinuz {KERNEL_LINE}\ninitrd /boot/initrd\nboot\n");
-    fs::write(boot.join("grub").join("grub.cfg"), menu)?;
-    run_quietly("making a CD for Bochs", Command::new("grub-mkrescue").arg("-o").arg(&iso).arg(&tree))?;
-    let settings = [
-        "cpu: model=corei7_skylake_x, count=1, ips=200000000".to_owned(),
-        "megs: 512".to_owned(),
-        "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
-        "vgaromimage: file=/usr/share/vgabios/vgabios.bin".to_owned(),
-        format!("ata0-master: type=cdrom, path={}, status=inserted", iso.display()),
-        "boot: cdrom".to_owned(),
-        format!("com1: enabled=1, mode=file, dev={}", console.display()),
-        "display_library: term".to_owned(),
-        "plugin_ctrl: serial=1".to_owned(),
-        "clock: sync=none".to_owned(),
-        format!("log: {}", directory.join("bochs.log").display()),
-    ];
-    fs::write(directory.join("bochsrc"), settings.join("\n") + "\n")?;
-    fs::write(directory.join("commands"), "c\n")?;
-    let mut command = tied("script");
-    command.args(["-qfc", "bochs -q -f bochsrc -rc commands", "/dev/null"]).env("TERM", "xterm");
-    Ok(command)
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //!
 //! `/dev/kvm` of an x86_64 machine is often KVM in a guest, and then not all of it works. Nor does all of it in these two; but
 //! between the three of them nearly everything does. Each boots Debian's amd64 kernel for one program, prints what that
-//! prints, and ends: Bochs has no network that would be worth an agent.
+//! prints, and ends. With an agent inside they are hosts for scenarios: `crate::host`.
 
+pub mod bochs;
 mod image;
 mod machine;
 
@@ -23,6 +24,9 @@ use crate::runner::FILE_VARIABLE;
 use crate::toolchain::cargo;
 use machine::Machine;
 
+/// Nothing of the kernel's on the console but a panic, which ends the machine. The TSC of Bochs does not run evenly.
+const KERNEL_LINE: &str = "console=ttyS0 quiet loglevel=0 nokaslr mitigations=off tsc=unstable panic=-1";
+
 /// Init of the Linux guest: says that it is there and how many processors it has, and goes after a while.
 const GUEST_INIT: &str = r"#!/bin/busybox sh
 /bin/busybox mkdir -p /proc
@@ -33,9 +37,10 @@ echo guest is ready with $(/bin/busybox grep -c ^processor /proc/cpuinfo) proces
 ";
 
 /// What the host is emulated by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Emulator {
     /// QEMU, whose CPU has SVM
+    #[default]
     Qemu,
     /// Bochs, whose CPU has VMX
     Bochs,
