@@ -74,8 +74,8 @@ pub fn has(needed: &[Ability]) -> bool {
     false
 }
 
-/// How often a step is tried.
-const STEPS: u32 = 32;
+/// How often a step is tried: it may be told before its instruction has executed.
+pub const STEPS: u32 = 32;
 
 impl Ability {
     fn name(self) -> &'static str {
