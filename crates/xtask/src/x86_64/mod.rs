@@ -165,6 +165,8 @@ pub fn left_out(emulator: Emulator) -> &'static [&'static str] {
         Emulator::Qemu => &[],
         Emulator::Bochs => &[
             "a_reset_leaves_nothing_in_registers",
+            "a_step_over_a_port_executes_it_once",
+            "moving::a_step_goes_on_after_the_move",
             "moving::a_stop_is_told_again_after_the_move_and_the_guest_goes_on",
             "moving::memory_above_the_devices_is_the_guests",
             "moving::what_a_debugger_armed_hits_after_the_move_while_the_guest_runs",
