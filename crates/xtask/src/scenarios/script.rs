@@ -18,7 +18,7 @@ use crate::report::Status;
 const EXIT_SKIPPED: i32 = 77;
 
 /// How long a script whose time is over has to say where it is.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What a script gets to know, as environment variables.
 pub(super) type Facts = Vec<(&'static str, String)>;
