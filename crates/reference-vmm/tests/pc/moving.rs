@@ -55,15 +55,20 @@ fn by_migration(from: &Running, debug: DebugMode) -> Result<Running, VmError> {
     let connection = Connection::new(Stream::Unix(here)).unwrap();
     let sent = migration::migrate(&*from.vm, &connection, &mut drop);
     drop(connection);
-    let received = receiving.join().unwrap();
+    // Why the destination gave up is what matters: the source finds its connection broken.
+    let received = receiving.join().unwrap()?;
     let report = sent?;
     assert!(report.passes >= 1 && report.pages > 0 && from.vm.has_moved(), "{report}");
-    received.map(|vm| Running::run(vm, printed))
+    Ok(Running::run(received, printed))
 }
+
+// A guest that waits has interrupts on, though none is for it: while they are off the CPU that Bochs emulates does not leave the
+// guest for those of the host either, and nobody else there runs again.
 
 // Fills its debug registers, says so at DATA, and waits for DATA+8. Then it stores what they are, and powers itself off.
 guest_code!(
     has_debug_registers,
+    "sti",
     "mov rbx, 0x200000",
     "mov rax, 0x11110",
     "mov dr0, rax",
@@ -123,6 +128,7 @@ fn what_the_guest_has_in_its_debug_registers_moves() {
 // Goes round 1: it waits for DATA, and clears it.
 guest_code!(
     rounds,
+    "sti",
     "mov rbx, 0x200000",
     "2: mov rax, [rbx]",
     "test rax, rax",
@@ -134,7 +140,7 @@ guest_code!(
     "jmp 2b",
 );
 
-const LOOP: u64 = HIGH_RAM + 7;
+const LOOP: u64 = HIGH_RAM + 8;
 const FIRST_NOP: u64 = LOOP + 8;
 const SECOND_NOP: u64 = FIRST_NOP + 1;
 const BEHIND_STORE: u64 = SECOND_NOP + 8;
@@ -215,6 +221,20 @@ fn what_a_debugger_armed_hits_after_the_move_while_the_guest_runs() {
             }
             there.vm.session().unwrap().attach().unwrap();
             assert_eq!((there.stop(), there.get(0, Reg::Rip)), (Some(reason), pc));
+        }
+    });
+}
+
+#[test]
+fn what_a_debugger_armed_in_a_stopped_guest_hits_after_the_move() {
+    with_each_kind(|breakpoint, reason, pc| {
+        for travel in MOVES {
+            let Some(source) = prepared(breakpoint) else { return };
+            let there = travel(&source, DebugMode::Run).unwrap();
+            drop(source);
+            there.vm.session().unwrap().attach().unwrap();
+            there.write(DATA, 1);
+            assert_eq!((there.go(&[]), there.get(0, Reg::Rip)), (reason, pc));
         }
     });
 }
