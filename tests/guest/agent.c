@@ -230,7 +230,9 @@ int main(void)
     for (;;) {
         uint64_t number = command;
 
-        command = CMD_NONE;
+        /* A command that the debugger gives behind the look at it is the next one, not to be overwritten. */
+        if (number)
+            command = CMD_NONE;
         agent_poll();
         if (number) {
             run_command(number);
