@@ -17,6 +17,9 @@ use crate::report::Status;
 /// Exit code of a script that could not try.
 const EXIT_SKIPPED: i32 = 77;
 
+/// Exit code of gdb when its script has ended without saying how.
+const EXIT_BROKEN: i32 = 70;
+
 /// How long a script whose time is over has to say where it is.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -45,6 +48,8 @@ pub(super) fn run(scenario: &Scenario, facts: &Facts) -> Result<Outcome> {
         Interpreter::Gdb => {
             let mut gdb = Command::new("gdb-multiarch");
             gdb.args(["-nx", "-batch", "-x"]).arg(&scenario.path);
+            // A script ends gdb itself. gdb would go on after one that is broken, and end well.
+            gdb.args(["-ex", &format!("quit {EXIT_BROKEN}")]);
             gdb
         }
         Interpreter::Python => {
@@ -74,6 +79,9 @@ pub(super) fn run(scenario: &Scenario, facts: &Facts) -> Result<Outcome> {
         Some(exit) if exit.success() => (Status::Passed, None),
         Some(exit) if exit.code() == Some(EXIT_SKIPPED) => {
             (Status::Skipped, Some(said(&output, "SKIPPED: ").unwrap_or("it gave no reason").to_owned()))
+        }
+        Some(exit) if exit.code() == Some(EXIT_BROKEN) => {
+            (Status::Failed, Some("it did not come to its end; see what it printed".to_owned()))
         }
         Some(exit) => {
             let reason = said(&output, "FAILED: ").map_or_else(|| format!("it ended with {exit}"), str::to_owned);
@@ -154,6 +162,10 @@ mod tests {
     use crate::scenarios::catalog::GuestKind;
 
     fn outcome(name: &str, code: &str, timeout: Duration) -> Outcome {
+        outcome_in(Interpreter::Python, name, code, timeout)
+    }
+
+    fn outcome_in(interpreter: Interpreter, name: &str, code: &str, timeout: Duration) -> Outcome {
         let directory = std::env::temp_dir().join(format!("xtask-script-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let path = directory.join(format!("{name}.py"));
@@ -164,7 +176,7 @@ mod tests {
             guest: GuestKind::Bare,
             cpus: 1,
             timeout,
-            interpreter: Interpreter::Python,
+            interpreter,
             last: false,
             moves: false,
             needs: Vec::new(),
@@ -174,18 +186,18 @@ mod tests {
     }
 
     /// Says so where there is no interpreter, past libtest, which would keep it to itself.
-    fn is_skipped(test: &str) -> bool {
+    fn is_skipped(test: &str, interpreter: &str) -> bool {
         use std::io::Write as _;
-        let missing = !crate::packages::on_path("python3");
+        let missing = !crate::packages::on_path(interpreter);
         if missing {
-            let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: python3 is not installed");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {interpreter} is not installed");
         }
         missing
     }
 
     #[test]
     fn exit_codes_and_last_lines_are_the_result() {
-        if is_skipped("exit_codes_and_last_lines_are_the_result") {
+        if is_skipped("exit_codes_and_last_lines_are_the_result", "python3") {
             return;
         }
         const LONG: Duration = Duration::from_secs(60);
@@ -201,12 +213,23 @@ mod tests {
 
     #[test]
     fn what_hangs_is_killed_and_says_where_it_was() {
-        if is_skipped("what_hangs_is_killed_and_says_where_it_was") {
+        if is_skipped("what_hangs_is_killed_and_says_where_it_was", "python3") {
             return;
         }
         let code = "import time\ndef wait():\n    time.sleep(1000)\nwait()";
         let hung = outcome("self-test-hangs", code, Duration::from_secs(5));
         assert_eq!(hung.status, Status::Failed);
         assert_eq!(hung.reason.as_deref(), Some("not over after 5 s, at self-test-hangs.py:3: time.sleep(1000)"));
+    }
+
+    #[test]
+    fn a_script_of_gdb_that_breaks_or_never_ends_gdb_has_not_passed() {
+        if is_skipped("a_script_of_gdb_that_breaks_or_never_ends_gdb_has_not_passed", "gdb-multiarch") {
+            return;
+        }
+        let status = |name, code| outcome_in(Interpreter::Gdb, name, code, Duration::from_secs(60)).status;
+        assert_eq!(status("self-test-gdb-passes", "gdb.execute('quit 0')"), Status::Passed);
+        assert_eq!(status("self-test-gdb-breaks", "no python"), Status::Failed);
+        assert_eq!(status("self-test-gdb-ends", "pass"), Status::Failed);
     }
 }
