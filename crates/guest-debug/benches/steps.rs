@@ -1,4 +1,5 @@
-//! What the session itself costs in each step of a range: the vCPU here costs nothing, and executes at once.
+//! What the session itself costs for each instruction of a range: the vCPU here costs nothing, and is at once where it would
+//! come out of the guest.
 //!
 //! ```text
 //! cargo bench -p guest-debug --bench steps
@@ -11,8 +12,8 @@ use guest_debug::arm64::{Reg, SysReg};
 use guest_debug::{
     DebugCaps, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, ResumeAction, VcpuError, VcpuId, VmHost, Wait,
 };
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -26,14 +27,31 @@ const PSTATE: u64 = 0x3c5;
 /// Of a step's exit: class "software step from a lower level", ISV, and the fault status of a debug exception.
 const STEPPED: DebugExit = DebugExit { syndrome: 0x32 << 26 | 1 << 25 | 1 << 24 | 0x22, far: 0 };
 
-/// A vCPU with its MMU off that does nothing but go on to the next instruction.
+/// The same of a hardware breakpoint's.
+const HIT: DebugExit = DebugExit { syndrome: 0x30 << 26 | 1 << 25 | 0x22, far: 0 };
+
+/// A vCPU with its MMU off that goes straight on.
 #[derive(Default)]
 struct Straight {
     pc: AtomicU64,
+    config: Mutex<DebugConfig>,
+}
+
+impl Straight {
+    /// One instruction, or up to the next breakpoint.
+    fn enter(&self) -> DebugExit {
+        let config = self.config.lock().unwrap();
+        let pc = self.pc.load(Ordering::Relaxed);
+        let ahead = config.hw.breakpoints.iter().map(|slot| slot.address).filter(|at| *at > pc);
+        let (next, exit) = if config.single_step { (pc + 4, STEPPED) } else { (ahead.min().unwrap(), HIT) };
+        self.pc.store(next, Ordering::Relaxed);
+        exit
+    }
 }
 
 impl DebugVcpu for Straight {
-    fn set_guest_debug(&self, _: &DebugConfig) -> Result<(), VcpuError> {
+    fn set_guest_debug(&self, config: &DebugConfig) -> Result<(), VcpuError> {
+        self.config.lock().unwrap().clone_from(config);
         Ok(())
     }
 
@@ -69,8 +87,7 @@ fn run(session: &Arc<DebugSession>, vcpu: &Straight) {
     let mut debugger = session.vcpu_thread(VcpuId(0)).unwrap();
     while debugger.wait() == Wait::Run {
         if debugger.before_run(vcpu).unwrap() == Entry::Run {
-            vcpu.pc.fetch_add(4, Ordering::Relaxed);
-            debugger.on_debug_exit(vcpu, STEPPED).unwrap();
+            debugger.on_debug_exit(vcpu, vcpu.enter()).unwrap();
         }
     }
 }

@@ -510,8 +510,8 @@ fn an_instruction_that_waits_in_the_hypervisor_does_not_hang_resume() {
     });
 }
 
-/// Steps through a range of arithmetic, whose second instruction faults; `notice` is how that comes out.
-fn a_fault_in_a_range_of_arithmetic(notice: impl FnOnce(&Script, &mut VcpuDebugger)) {
+/// Steps into a range of arithmetic, of which the first instruction is executed and the vCPU is in the midst of the others.
+fn within_a_range_of_arithmetic() -> (Script, VcpuDebugger) {
     let script = Script::new(&[COUNT; 8]);
     script.session.attach().unwrap();
     script.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 16))]).unwrap();
@@ -520,11 +520,17 @@ fn a_fault_in_a_range_of_arithmetic(notice: impl FnOnce(&Script, &mut VcpuDebugg
     script.set(Reg::Pc, RAM + 4);
     debugger.on_debug_exit(&*script.vcpu, STEPPED).unwrap();
     script.enter(&mut debugger);
-    script.set(Reg::ElrEl1, RAM + 4);
+    assert!(!script.vcpu.config.lock().unwrap().single_step);
+    (script, debugger)
+}
+
+/// The third instruction of the range faults; `notice` is how that comes out.
+fn a_fault_in_a_range_of_arithmetic(notice: impl FnOnce(&Script, &mut VcpuDebugger)) {
+    let (script, mut debugger) = within_a_range_of_arithmetic();
+    script.set(Reg::ElrEl1, RAM + 8);
     script.set(Reg::SpsrEl1, script.get(Reg::Pstate));
     script.set(Reg::Pstate, Pstate::EL1H | Pstate::DAIF);
     script.set(Reg::Pc, VBAR + 0x200);
-    debugger.on_debug_exit(&*script.vcpu, STEPPED).unwrap();
     notice(&script, &mut debugger);
     assert!(debugger.stop_requested(), "the handler is outside the range");
     assert_eq!(script.get(Reg::Pc), VBAR + 0x200);
@@ -535,7 +541,6 @@ fn a_fault_in_a_range_of_arithmetic(notice: impl FnOnce(&Script, &mut VcpuDebugg
 #[test]
 fn a_fault_in_a_range_is_noticed_at_the_vector() {
     a_fault_in_a_range_of_arithmetic(|script, debugger| {
-        script.enter(debugger);
         let exit = DebugExit { syndrome: 0x30 << 26 | 1 << 25 | 0x22, far: 0 };
         debugger.on_debug_exit(&*script.vcpu, exit).unwrap();
     });
@@ -548,6 +553,30 @@ fn a_fault_in_a_range_is_noticed_when_the_vcpu_is_stopped() {
         assert_eq!(debugger.wait(), Wait::Run);
         assert_eq!(debugger.before_run(&*script.vcpu).unwrap(), Entry::Again);
     });
+}
+
+#[test]
+fn a_range_that_is_cut_short_anywhere_leaves_no_mask_and_goes_on_from_there() {
+    let (script, mut debugger) = within_a_range_of_arithmetic();
+    script.set(Reg::Pc, RAM + 8);
+    assert_ne!(script.get(Reg::Pstate), Pstate::EL1H);
+    script.session.interrupt();
+    assert_eq!(debugger.wait(), Wait::Run);
+    assert_eq!(debugger.before_run(&*script.vcpu).unwrap(), Entry::Again);
+    assert_eq!((script.get(Reg::Pc), script.get(Reg::Pstate)), (RAM + 8, Pstate::EL1H));
+}
+
+#[test]
+fn a_stretch_is_over_at_its_end_and_nowhere_before() {
+    let (script, mut debugger) = within_a_range_of_arithmetic();
+    // As after an access to a device in the middle, which the VMM has completed.
+    script.set(Reg::Pc, RAM + 8);
+    debugger.after_io(&*script.vcpu).unwrap();
+    assert!(!debugger.stop_requested());
+    script.set(Reg::Pc, RAM + 16);
+    debugger.after_io(&*script.vcpu).unwrap();
+    assert!(debugger.stop_requested());
+    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H);
 }
 
 #[test]

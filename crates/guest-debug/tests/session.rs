@@ -210,17 +210,18 @@ fn a_range_step_ends_outside_the_range() {
 }
 
 #[test]
-fn a_range_step_costs_next_to_nothing_but_the_entries() {
+fn a_range_of_steps_goes_a_stretch_at_a_time() {
     let vm = Vm::new(1, &[COUNT; 1000]).start();
     let before = vm.vcpus[0].register_reads.load(Ordering::Relaxed);
     vm.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 4000))]).unwrap();
     assert_eq!(vm.stop().reason, StopReason::Step);
     assert_eq!((vm.pc(0), vm.get(0, Reg::X(1))), (RAM + 4000, 1000));
-    assert_eq!(vm.vcpus[0].entries.load(Ordering::Relaxed), 1000);
+    let entries = vm.vcpus[0].entries.load(Ordering::Relaxed);
+    assert!(entries < 20, "{entries} entries for 1000 steps");
     let reads = vm.vcpus[0].register_reads.load(Ordering::Relaxed) - before;
-    assert!(reads < 50, "{reads} reads for 1000 steps");
+    assert!(reads < 60, "{reads} reads for 1000 steps");
     let calls = vm.vcpus[0].config_calls.load(Ordering::Relaxed);
-    assert!(calls < 5, "{calls} calls for settings that do not change");
+    assert!(calls < 20, "{calls} settings for 1000 steps");
 }
 
 #[test]

@@ -4,10 +4,12 @@
 mod access;
 mod exclusive;
 mod simulate;
+mod stretch;
 
 pub use access::{Access, MAX_BLOCK, access};
 pub use exclusive::{MAX_INSTRUCTIONS, Sequence, exclusive_sequence};
 pub use simulate::{General, Simulated, simulate};
+pub use stretch::{MAX_STRETCH, Stretch, is_plain, stretch};
 
 use crate::arm64::SysReg;
 

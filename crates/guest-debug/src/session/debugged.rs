@@ -100,8 +100,8 @@ pub trait Debugged<A: Arch>: Sized {
         exit: A::Exit,
     ) -> Result<(), SessionError>;
 
-    /// Ends a range of steps that was thought to be at `pc`, and answers where the vCPU really is.
-    fn end_range(debugger: &mut VcpuDebugger<A>, vcpu: &dyn DebugVcpu<A>, pc: u64) -> Result<u64, SessionError>;
+    /// Ends a range of steps.
+    fn end_range(debugger: &mut VcpuDebugger<A>, vcpu: &dyn DebugVcpu<A>) -> Result<(), SessionError>;
 
     /// Carries the instruction at `pc`, which is at `gpa`, out from here if registers are all that it needs. Answers where
     /// the vCPU is afterwards.

@@ -292,11 +292,6 @@ impl<A: Arch> VcpuDebugger<A> {
         self.applied.as_ref().map(|config| &config.hw)
     }
 
-    /// The same, if it was told to step.
-    pub(super) fn stepping_hw(&self) -> Option<&A::Hw> {
-        self.applied.as_ref().filter(|config| config.enabled && config.single_step).map(|config| &config.hw)
-    }
-
     pub(super) fn get(&self, vcpu: &dyn DebugVcpu<A>, reg: A::Reg) -> Result<u64, SessionError> {
         vcpu.get_u64(reg).map_err(|source: VcpuError| SessionError::Vcpu { vcpu: self.id, source })
     }

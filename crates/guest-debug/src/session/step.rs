@@ -22,18 +22,17 @@ impl<A: Arch> VcpuDebugger<A> {
         match goal {
             Goal::Report => self.stop(StopReason::Step),
             Goal::Leave(range) => {
-                let goes_on = |debugger: &Self, pc: u64| range.contains(&pc) && !debugger.plan.has_breakpoint(pc);
-                let pc = if goes_on(self, pc) { pc } else { A::end_range(self, vcpu, pc)? };
-                if goes_on(self, pc) {
+                let hit = self.plan.has_breakpoint(pc);
+                if range.contains(&pc) && !hit {
                     self.mode = Mode::Step { goal: Goal::Leave(range), over: Over::Nothing };
+                    return Ok(());
+                }
+                A::end_range(self, vcpu)?;
+                let stops = hit && self.judge(vcpu, Breakpoint::Hardware(Gva(pc)));
+                if hit && !stops && range.contains(&pc) {
+                    self.mode = Mode::Step { goal: Goal::Leave(range), over: Over::Breakpoint };
                 } else {
-                    let hit = self.plan.has_breakpoint(pc);
-                    let stops = hit && self.judge(vcpu, Breakpoint::Hardware(Gva(pc)));
-                    if hit && !stops && range.contains(&pc) {
-                        self.mode = Mode::Step { goal: Goal::Leave(range), over: Over::Breakpoint };
-                    } else {
-                        self.stop(if stops { StopReason::HardwareBreakpoint(Gva(pc)) } else { StopReason::Step });
-                    }
+                    self.stop(if stops { StopReason::HardwareBreakpoint(Gva(pc)) } else { StopReason::Step });
                 }
             }
             Goal::Quiet => self.session.slot(self.id)?.finish(Ended::Stepped),

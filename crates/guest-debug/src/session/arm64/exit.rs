@@ -19,9 +19,6 @@ impl VcpuDebugger {
         match syndrome::decode(exit.syndrome) {
             DebugEvent::SoftwareStep { .. } => {
                 // Without a step of ours it is a leftover of one that was undone.
-                if let Some(pc) = self.quick_landing() {
-                    return self.step_done(vcpu, pc);
-                }
                 let Some(flight) = &self.motion.flight else { return Ok(()) };
                 let pc = self.get(vcpu, Reg::Pc)?;
                 let vbar = || self.get(vcpu, Reg::Sys(SysReg::VBAR_EL1));

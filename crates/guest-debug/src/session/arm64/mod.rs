@@ -151,7 +151,7 @@ impl Debugged<Self> for Arm64 {
         debugger.decode(vcpu, exit)
     }
 
-    fn end_range(debugger: &mut VcpuDebugger, vcpu: &dyn DebugVcpu, _: u64) -> Result<u64, SessionError> {
+    fn end_range(debugger: &mut VcpuDebugger, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
         debugger.end_cruise(vcpu)
     }
 

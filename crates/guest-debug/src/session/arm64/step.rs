@@ -15,7 +15,7 @@
 //!   in arch/arm64/kvm/debug.c), and so executes two; likewise after it has injected an exception. Breakpoints behind
 //!   the instruction and at the vector catch it there.
 
-use super::cruise::{self, Cruise, is_plain};
+use super::cruise::{self, Cruise};
 use crate::arm64::insn::{self, Insn};
 use crate::arm64::{BreakpointSlot, HwDebug, Pstate, Reg, SysReg};
 use crate::session::SessionError;
@@ -33,28 +33,33 @@ const SCTLR_NTWE: u64 = 1 << 18;
 const VECTORS: u64 = 0x800;
 const VECTOR: u64 = 0x80;
 
-/// A step that KVM has been programmed for.
+/// A step that KVM has been programmed for, or several at once.
 #[derive(Debug)]
 pub(super) struct Flight {
     /// Where it began.
     pub(super) pc: u64,
-    /// The instruction there, if it could be read.
+    /// Its last instruction.
+    last: u64,
+    /// The only instruction, if it could be read.
     pub(super) insn: Option<Insn>,
     /// PSTATE before interrupts were masked.
     pstate: Pstate,
-    /// Where an exclusive sequence ends; empty for a single instruction.
+    /// Where it ends; empty for a single instruction, which ends everywhere else.
     ends: Vec<u64>,
-    /// The first instruction that may be the one behind an exception which is seen now.
-    pub(super) from: u64,
-    /// It goes on to the next instruction whatever happens.
-    pub(super) quick: bool,
-    /// It accesses memory, in a cruise.
-    pub(super) accesses: bool,
 }
 
 impl Flight {
     pub(super) fn single(pc: u64, insn: Option<Insn>, pstate: Pstate) -> Self {
-        Self { pc, insn, pstate, ends: Vec::new(), from: pc, quick: false, accesses: false }
+        Self { pc, last: pc, insn, pstate, ends: Vec::new() }
+    }
+
+    /// Consecutive instructions that are executed in one go.
+    pub(super) fn stretch(pc: u64, last: u64, ends: Vec<u64>, pstate: Pstate) -> Self {
+        Self { pc, last, insn: None, pstate, ends }
+    }
+
+    pub(super) fn is_single(&self) -> bool {
+        self.ends.is_empty()
     }
 
     /// Whether a step exit at `pc` can be this step's. Linux 6.2 and later may deliver one that an earlier step was
@@ -64,13 +69,16 @@ impl Flight {
         pc: u64,
         vbar: impl FnOnce() -> Result<u64, SessionError>,
     ) -> Result<bool, SessionError> {
+        if !self.is_single() {
+            return Ok(self.is_over_at(pc));
+        }
         let stays = matches!(self.insn, None | Some(Insn::Branch(_) | Insn::Eret));
         Ok(pc != self.pc || stays || in_vectors(pc, vbar()?))
     }
 
     /// Whether a vCPU that left the guest at `pc` has executed what was asked for.
     pub(super) fn is_over_at(&self, pc: u64) -> bool {
-        if self.ends.is_empty() { pc != self.pc } else { self.ends.contains(&pc) }
+        if self.is_single() { pc != self.pc } else { self.ends.contains(&pc) }
     }
 }
 
@@ -109,9 +117,9 @@ impl VcpuDebugger {
             self.step_done(vcpu, pc.wrapping_add(4))?;
             return Ok(Entry::Again);
         }
-        let ends = match insn {
-            Some(Insn::LoadExclusive) => self.exclusive_ends(vcpu, pc, pstate)?,
-            _ => Vec::new(),
+        let sequence = match insn {
+            Some(Insn::LoadExclusive) => self.exclusive(vcpu, pc, pstate)?,
+            _ => None,
         };
         let mut hw = HwDebug::none();
         match over {
@@ -120,27 +128,28 @@ impl VcpuDebugger {
             Over::AllWatches => {}
         }
         let vector = self.fault_vector(vcpu, pstate)?;
-        let stops = match insn {
-            _ if !ends.is_empty() => ends.clone(),
-            Some(Insn::Branch(branch)) => {
-                [Some(pc.wrapping_add(4)), Some(vector), branch.target(pc)].into_iter().flatten().collect()
+        let (flight, stops) = match (sequence, insn) {
+            (Some((last, ends)), _) => (Flight::stretch(pc, last, ends.clone(), pstate), ends),
+            (None, Some(Insn::Branch(branch))) => {
+                let stops = [Some(pc.wrapping_add(4)), Some(vector), branch.target(pc)];
+                (Flight::single(pc, insn, pstate), stops.into_iter().flatten().collect())
             }
-            _ => vec![pc.wrapping_add(4), vector],
+            (None, _) => (Flight::single(pc, insn, pstate), vec![pc.wrapping_add(4), vector]),
         };
         // An address that no instruction can have is never reached either, and here it would stop the step itself.
         let slots = stops.into_iter().filter(|&stop| stop != pc).filter_map(|stop| BreakpointSlot::new(stop).ok());
         hw.breakpoints.extend(slots.take(self.session.caps.hw_bps));
-        self.apply(vcpu, true, ends.is_empty(), &hw)?;
+        self.apply(vcpu, true, flight.is_single(), &hw)?;
         if !pstate.contains(MASK) {
             self.set(vcpu, Reg::Pstate, pstate.with(MASK).0)?;
         }
         if matches!(self.mode, Mode::Step { goal: Goal::Leave(_), .. })
-            && word.is_some_and(is_plain)
+            && word.is_some_and(insn::is_plain)
             && self.session.caps.hw_bps >= cruise::SLOTS
         {
             self.motion.cruise = Some(Cruise::new(pstate, vector, pc));
         }
-        self.motion.flight = Some(Flight { ends, ..Flight::single(pc, insn, pstate) });
+        self.motion.flight = Some(flight);
         Ok(Entry::Run)
     }
 
@@ -155,21 +164,26 @@ impl VcpuDebugger {
                 self.unwind(vcpu)?;
             }
         }
-        self.halt_cruise(vcpu)
+        self.end_cruise(vcpu)
     }
 
     /// Forgets a step that did not execute, and gives PSTATE back.
     pub(super) fn unwind(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
         let Some(flight) = self.motion.flight.take() else { return Ok(()) };
         self.motion.cruise = None;
+        self.restore_mask(vcpu, flight.pstate)
+    }
+
+    /// Makes PSTATE what it would be without the debugger, if no instruction since `before` was one for it.
+    pub(super) fn restore_mask(&self, vcpu: &dyn DebugVcpu, before: Pstate) -> Result<(), SessionError> {
         let now = Pstate(self.get(vcpu, Reg::Pstate)?);
-        self.write_pstate(vcpu, now, now.with_bits_of(flight.pstate, MASK | Pstate::SS))
+        self.write_pstate(vcpu, now, now.with_bits_of(before, MASK | Pstate::SS))
     }
 
     /// The step has executed and the vCPU is at `pc`: makes PSTATE what the instruction would have left.
     pub(super) fn land(&mut self, vcpu: &dyn DebugVcpu, pc: u64) -> Result<(), SessionError> {
         let Some(flight) = self.motion.flight.take() else { return Ok(()) };
-        if self.cruise_lands(&flight, pc) {
+        if self.cruise_lands(pc) {
             return self.step_done(vcpu, pc);
         }
         let now = Pstate(self.get(vcpu, Reg::Pstate)?);
@@ -224,23 +238,28 @@ impl VcpuDebugger {
         Ok(pstate.el() > 0 || self.get(vcpu, Reg::Sys(SysReg::SCTLR_EL1))? & allowed != 0)
     }
 
-    /// Where the exclusive sequence at `pc` ends: behind it, at the targets of branches out of it, and at the
-    /// vector that a fault inside would take. Empty where the sequence can't be told or does not fit the slots.
-    fn exclusive_ends(&self, vcpu: &dyn DebugVcpu, pc: u64, pstate: Pstate) -> Result<Vec<u64>, SessionError> {
+    /// The exclusive sequence at `pc`: its last instruction, and where it ends, which is behind it, at the targets of branches
+    /// out of it, and at the vector that a fault inside would take. `None` where it can't be told or does not fit the slots.
+    fn exclusive(
+        &self,
+        vcpu: &dyn DebugVcpu,
+        pc: u64,
+        pstate: Pstate,
+    ) -> Result<Option<(u64, Vec<u64>)>, SessionError> {
         let word = |index: u64| self.session.fetch_insn(self.id, vcpu, pc.wrapping_add(index * 4)).ok();
         let words: Vec<u32> = (0..insn::MAX_INSTRUCTIONS as u64).map_while(word).collect();
-        let Some(sequence) = insn::exclusive_sequence(pc, &words) else { return Ok(Vec::new()) };
-        if sequence.spins {
-            // It may wait for a vCPU that the debugger has stopped, so it is stepped like any other loop.
-            return Ok(Vec::new());
-        }
+        // One that spins may wait for a vCPU that the debugger has stopped, so it is stepped like any other loop.
+        let Some(sequence) = insn::exclusive_sequence(pc, &words).filter(|sequence| !sequence.spins) else {
+            return Ok(None);
+        };
         let mut ends = vec![sequence.end, self.fault_vector(vcpu, pstate)?];
         ends.extend(sequence.exits);
         let inside = pc.wrapping_add(4)..sequence.end;
         ends.extend(self.plan.hw.breakpoints.iter().map(|slot| slot.address).filter(|at| inside.contains(at)));
         ends.sort_unstable();
         ends.dedup();
-        Ok(if ends.len() <= self.session.caps.hw_bps { ends } else { Vec::new() })
+        let fits = ends.len() <= self.session.caps.hw_bps;
+        Ok(fits.then(|| (sequence.end.wrapping_sub(4), ends)))
     }
 
     /// The vector that a synchronous exception would take.
@@ -278,16 +297,7 @@ impl VcpuDebugger {
             Some(Insn::Branch(branch)) => branch.target(flight.pc),
             _ => None,
         };
-        let returns = elr.wrapping_sub(flight.from) <= flight.pc.wrapping_add(4).wrapping_sub(flight.from);
-        let returns = returns || Some(elr) == target;
-        Ok(returns || (!flight.ends.is_empty() && !flight.holds(pc)))
-    }
-}
-
-impl Flight {
-    /// Whether `pc` is one of the places where an exclusive sequence ends without a fault.
-    fn holds(&self, pc: u64) -> bool {
-        pc.wrapping_sub(self.pc) <= 4 * insn::MAX_INSTRUCTIONS as u64
+        Ok(elr.wrapping_sub(flight.pc) <= flight.last.wrapping_add(4).wrapping_sub(flight.pc) || Some(elr) == target)
     }
 }
 

@@ -142,8 +142,8 @@ impl Debugged<Self> for X86_64 {
     }
 
     /// Every step of a range is whole.
-    fn end_range(_: &mut VcpuDebugger<Self>, _: &dyn DebugVcpu<Self>, pc: u64) -> Result<u64, SessionError> {
-        Ok(pc)
+    fn end_range(_: &mut VcpuDebugger<Self>, _: &dyn DebugVcpu<Self>) -> Result<(), SessionError> {
+        Ok(())
     }
 
     /// A step does.
