@@ -136,6 +136,7 @@ fn a_session_is_armed_before_the_registers_are_there_if_it_needs_none() {
     assert_eq!(other.word(RAM + 8), NOP, "a list of its own is planted anew");
     assert!(other.session.arm_ahead().unwrap());
     assert_eq!(other.word(RAM + 8), BRK);
+    assert!(matches!(other.session.attach(), Err(SessionError::Arriving)), "the session may still become another one");
     other.session.arm().unwrap();
     let update = StateUpdate { same_software: false, state };
     assert!(matches!(other.session.update(update), Err(SessionError::InForce)));

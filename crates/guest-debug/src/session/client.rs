@@ -25,7 +25,7 @@ impl<A: Arch> DebugSession<A> {
     ///
     /// # Errors
     ///
-    /// [`SessionError::AlreadyAttached`], [`SessionError::Host`], [`SessionError::Stuck`], [`SessionError::Frozen`],
+    /// [`SessionError::AlreadyAttached`], [`SessionError::Host`], [`SessionError::Stuck`], [`SessionError::Frozen`], [`SessionError::Arriving`],
     /// [`SessionError::State`] and [`SessionError::Ram`] when a restored session can't be armed. The guest runs on then
     /// as it did.
     pub fn attach(&self) -> Result<(), SessionError> {
@@ -35,6 +35,10 @@ impl<A: Arch> DebugSession<A> {
         let mut tables = self.thawed()?;
         if tables.attached {
             return Err(SessionError::AlreadyAttached);
+        }
+        // What may still come would be another session under the client's feet.
+        if tables.early.is_some() {
+            return Err(SessionError::Arriving);
         }
         if let Err(error) = self.freeze_vcpus().and_then(|()| self.take_over(&mut tables)) {
             self.thaw_vcpus(&tables);

@@ -43,6 +43,10 @@ pub enum SessionError {
     /// The session is frozen, so that the VM can be saved.
     #[error("the VM is being saved; nothing may change until it goes on")]
     Frozen,
+    /// [`super::DebugSession::arm_ahead`] has armed the session and [`super::DebugSession::arm`] was not called yet: its VM is still on
+    /// its way.
+    #[error("the VM is still on its way here; a client can attach when it has arrived")]
+    Arriving,
     /// The session is armed, or was never restored; only one that waits to be armed can be given another state.
     #[error("the debug session is in force; only one that waits to be armed can be given another state")]
     InForce,
