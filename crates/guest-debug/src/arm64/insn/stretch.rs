@@ -22,14 +22,21 @@ pub struct Stretch {
 
 /// Whether an instruction neither looks at the interrupt mask nor can change the exception level or the translation.
 pub fn is_plain(word: u32) -> bool {
+    plain(word).is_some()
+}
+
+/// What a plain instruction is.
+fn plain(word: u32) -> Option<Insn> {
     // MSR (immediate): SPSel would move the vector (Arm ARM, C6.2 "MSR (immediate)").
     let msr_immediate = word & 0xfff8_f01f == 0xd500_401f;
-    match decode(word) {
+    let insn = decode(word);
+    let plain = match insn {
         // How Linux finds its current task and its per-CPU data, so that kernel code is full of them.
         Insn::SystemRegister { read: true, reg, .. } => THREAD_REGISTERS.contains(&reg),
         Insn::Other | Insn::Branch(_) => !msr_immediate,
         _ => false,
-    }
+    };
+    plain.then_some(insn)
 }
 
 /// The stretch of plain instructions that starts at `pc`, given the instruction words from there on and how many ends can be
@@ -37,14 +44,20 @@ pub fn is_plain(word: u32) -> bool {
 ///
 /// `None` where not even the first instruction can be run so: it is not plain, it branches to where a register says, or it
 /// branches to itself.
-pub fn stretch(pc: u64, words: &[u32], ends: usize, wanted: impl Fn(u64) -> bool) -> Option<Stretch> {
+pub fn stretch(
+    pc: u64,
+    words: impl IntoIterator<Item = u32>,
+    ends: usize,
+    wanted: impl Fn(u64) -> bool,
+) -> Option<Stretch> {
     let mut at = pc;
-    for &word in words.iter().take(MAX_STRETCH) {
-        if (at != pc && wanted(at)) || !is_plain(word) {
+    for word in words.into_iter().take(MAX_STRETCH) {
+        if at != pc && wanted(at) {
             break;
         }
+        let Some(insn) = plain(word) else { break };
         let next = at.wrapping_add(4);
-        if let Insn::Branch(branch) = decode(word) {
+        if let Insn::Branch(branch) = insn {
             let ways = match branch {
                 Branch::Immediate { .. } => vec![branch.target(at)?],
                 Branch::Conditional { .. } => vec![next, branch.target(at)?],
@@ -82,7 +95,7 @@ mod tests {
 
     /// Its instructions, and its ends counted in instructions from its start.
     fn found(words: &[u32]) -> Option<(usize, Vec<i64>)> {
-        let stretch = stretch(PC, words, 2, |_| false)?;
+        let stretch = stretch(PC, words.iter().copied(), 2, |_| false)?;
         let from_start = |at: u64| at.wrapping_sub(PC).cast_signed() / 4;
         Some((from_start(stretch.last) as usize + 1, stretch.ends.into_iter().map(from_start).collect()))
     }
@@ -134,14 +147,14 @@ mod tests {
 
     #[test]
     fn it_ends_where_somebody_wants_to_stop() {
-        let until = |wanted: u64| stretch(PC, &[ADD; 8], 2, |at| at == wanted).unwrap().ends;
+        let until = |wanted: u64| stretch(PC, [ADD; 8], 2, |at| at == wanted).unwrap().ends;
         assert_eq!(until(PC + 12), [PC + 12]);
         assert_eq!(until(PC), [PC + 32], "it has stopped there already");
     }
 
     #[test]
     fn it_needs_no_more_ends_than_there_are() {
-        let with = |ends| stretch(PC, &[ADD, cbz(9)], ends, |_| false).map(|stretch| stretch.ends);
+        let with = |ends| stretch(PC, [ADD, cbz(9)], ends, |_| false).map(|stretch| stretch.ends);
         assert_eq!(with(2), Some(vec![PC + 8, PC + 40]));
         assert_eq!(with(1), Some(vec![PC + 4]));
         assert_eq!(with(0), None);
@@ -150,7 +163,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_words_at_any_address(pc: u64, words in prop::collection::vec(any::<u32>(), 0..80), ends in 0..4_usize) {
-            if let Some(stretch) = stretch(pc, &words, ends, |at| at % 64 == 0) {
+            if let Some(stretch) = stretch(pc, words.iter().copied(), ends, |at| at % 64 == 0) {
                 prop_assert!((1..=ends).contains(&stretch.ends.len()));
                 prop_assert!(!stretch.ends.contains(&pc));
                 let count = stretch.last.wrapping_sub(pc) / 4 + 1;

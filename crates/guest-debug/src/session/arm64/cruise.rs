@@ -42,23 +42,23 @@ impl Cruise {
     }
 
     /// The instructions that the vCPU will execute from where it is, planted ones included, up to the end of the page.
-    fn fetch(
+    fn fetch<'a>(
         &mut self,
         session: &DebugSession,
         vcpu_id: VcpuId,
         vcpu: &dyn DebugVcpu,
-    ) -> Result<Vec<u32>, SessionError> {
+        bytes: &'a mut [u8; 4 * MAX_STRETCH],
+    ) -> Result<&'a [[u8; 4]], SessionError> {
         let (page, offset) = (self.pc & !(PAGE - 1), self.pc % PAGE);
         let base = match self.code {
             Some((known, base)) if known == page => base,
             _ => session.translate_by(vcpu_id, vcpu, Gva(page))?,
         };
         self.code = Some((page, base));
-        let mut bytes = [0; 4 * MAX_STRETCH];
         let length = bytes.len().min((PAGE - offset) as usize);
         let bytes = bytes.get_mut(..length).unwrap_or_default();
         session.ram.read(GuestAddress(base.0 + offset), bytes)?;
-        Ok(bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
+        Ok(bytes.as_chunks().0)
     }
 }
 
@@ -67,20 +67,22 @@ impl VcpuDebugger {
     pub(super) fn cruise_on(&mut self, vcpu: &dyn DebugVcpu) -> Result<Option<Entry>, SessionError> {
         let Some(cruise) = &mut self.motion.cruise else { return Ok(None) };
         let Mode::Step { goal: Goal::Leave(range), .. } = &self.mode else { return Ok(None) };
-        let words = cruise.fetch(&self.session, self.id, vcpu).unwrap_or_default();
+        let mut bytes = [0; 4 * MAX_STRETCH];
+        let words = cruise.fetch(&self.session, self.id, vcpu, &mut bytes).unwrap_or_default();
+        let words = words.iter().map(|word| u32::from_le_bytes(*word));
         let (pc, own, vector) = (cruise.pc, cruise.own, cruise.vector);
         let wanted = |at: u64| !range.contains(&at) || self.plan.has_breakpoint(at);
         let ends = self.session.caps.hw_bps.saturating_sub(1);
-        let stretch = insn::stretch(pc, &words, ends, wanted).and_then(|Stretch { last, mut ends }| {
+        let stretch = insn::stretch(pc, words.clone(), ends, wanted).and_then(|Stretch { last, mut ends }| {
             ends.push(vector);
             let slots: Option<Vec<_>> = ends.iter().map(|end| BreakpointSlot::new(*end).ok()).collect();
             Some((slots?, Flight::stretch(pc, last, ends, own)))
         });
-        let (breakpoints, flight) = match (stretch, words.first()) {
+        let (breakpoints, flight) = match (stretch, words.clone().next()) {
             (Some(stretch), _) => stretch,
-            (None, Some(word)) if insn::is_plain(*word) => {
+            (None, Some(word)) if insn::is_plain(word) => {
                 let vector = BreakpointSlot::new(vector).into_iter().collect();
-                (vector, Flight::single(pc, Some(insn::decode(*word)), own))
+                (vector, Flight::single(pc, Some(insn::decode(word)), own))
             }
             _ => {
                 self.end_cruise(vcpu)?;
