@@ -1,4 +1,4 @@
-# scenario: guest=linux cpus=2 timeout=1800 moves=yes
+# scenario: guest=linux cpus=2 timeout=900 moves=yes
 """Migrations in a row, the guest running, with 6 hardware breakpoints, 4 watchpoints and 100 software breakpoints.
 
 None is lost and none is doubled, each hits where it should, and no byte of the kernel's text changes. 200 with

@@ -336,7 +336,8 @@ impl Suite<'_> {
         let ram = self.vmm.layout(scenario.cpus).ram_base;
         let mut connection = self.facts(&*guest, scenario.cpus);
         connection.push(("RAM_BASE", format!("{ram:#x}")));
-        let outcome = Fleet::new(mover, guest.clone()).serve(|socket| {
+        let fleet = Fleet::new(mover, guest.clone());
+        let outcome = fleet.serve(|socket| {
             // For what needs no KVM, and is done on this machine.
             let fleet = [("FLEET", socket.display().to_string()), ("REFERENCE_VMM", self.native_vmm()?)];
             script::run(scenario, &[facts.as_slice(), &connection, &fleet].concat())
@@ -344,6 +345,9 @@ impl Suite<'_> {
         if outcome.status == Status::Failed {
             note(format!("{}: its output ends with\n{}", scenario.name, tail(&outcome.output)));
             note(format!("{}: the first VMM's messages end with\n{}", scenario.name, tail(&guest.output())));
+            if let Some(last) = fleet.last().ok().filter(|last| !Arc::ptr_eq(last, &guest)) {
+                note(format!("{}: the last VMM's messages end with\n{}", scenario.name, tail(&last.output())));
+            }
         }
         Ok(Some(outcome))
     }
