@@ -20,6 +20,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 /// Exits as KVM reports them.
 const STEPPED: DebugExit = DebugExit { syndrome: 0xca00_0022, far: 0 };
 const OUR_BRK: DebugExit = DebugExit { syndrome: 0xf200_67db, far: 0 };
+/// Hardware breakpoint, from a lower level.
+const AT_BREAKPOINT: DebugExit = DebugExit { syndrome: 0xc200_0022, far: 0 };
 /// What a resume may take: far less than the session's patience with a vCPU that does not stop.
 const SOON: Duration = Duration::from_secs(8);
 
@@ -400,8 +402,10 @@ fn a_breakpoint_inside_an_exclusive_sequence_stays_armed_while_the_sequence_is_s
 
 #[test]
 fn an_exception_on_top_of_a_branch_leaves_no_mask_behind() {
-    // An SError, which a step does not mask, taken behind a branch: ELR is the branch's target.
+    // The branch leads to where no instruction can be fetched: ELR is its target. Only that tells, as D was set before.
+    const OWN: u64 = Pstate::EL1H | Pstate::D;
     let script = Script::new(&[branch(0x40)]);
+    script.set(Reg::Pstate, OWN);
     script.session.attach().unwrap();
     script.session.resume(&[(V0, ResumeAction::Step)]).unwrap();
     let mut debugger = script.session.vcpu_thread(V0).unwrap();
@@ -409,9 +413,9 @@ fn an_exception_on_top_of_a_branch_leaves_no_mask_behind() {
     script.set(Reg::SpsrEl1, script.get(Reg::Pstate));
     script.set(Reg::ElrEl1, RAM + 0x40);
     script.set(Reg::Pstate, Pstate::EL1H | Pstate::DAIF);
-    script.set(Reg::Pc, VBAR + 0x380);
+    script.set(Reg::Pc, VBAR + 0x200);
     debugger.on_debug_exit(&*script.vcpu, STEPPED).unwrap();
-    assert_eq!(script.get(Reg::SpsrEl1), Pstate::EL1H, "what the handler returns to");
+    assert_eq!(script.get(Reg::SpsrEl1), OWN, "what the handler returns to");
     assert_eq!(script.get(Reg::Pstate), Pstate::EL1H | Pstate::DAIF, "the handler runs masked");
 }
 
@@ -510,9 +514,11 @@ fn an_instruction_that_waits_in_the_hypervisor_does_not_hang_resume() {
     });
 }
 
-/// Steps into a range of arithmetic, of which the first instruction is executed and the vCPU is in the midst of the others.
-fn within_a_range_of_arithmetic() -> (Script, VcpuDebugger) {
-    let script = Script::new(&[COUNT; 8]);
+/// Steps into a range that ends in a branch, of which the first instruction is executed and the vCPU is in the midst of the others.
+/// The guest's own PSTATE is `own`.
+fn within_a_range(own: u64) -> (Script, VcpuDebugger) {
+    let script = Script::new(&[COUNT, COUNT, COUNT, branch(0x40)]);
+    script.set(Reg::Pstate, own);
     script.session.attach().unwrap();
     script.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 16))]).unwrap();
     let mut debugger = script.session.vcpu_thread(V0).unwrap();
@@ -524,56 +530,77 @@ fn within_a_range_of_arithmetic() -> (Script, VcpuDebugger) {
     (script, debugger)
 }
 
-/// The third instruction of the range faults; `notice` is how that comes out.
-fn a_fault_in_a_range_of_arithmetic(notice: impl FnOnce(&Script, &mut VcpuDebugger)) {
-    let (script, mut debugger) = within_a_range_of_arithmetic();
-    script.set(Reg::ElrEl1, RAM + 8);
+/// An exception that returns to `elr`; `notice` is how it comes out.
+fn a_fault_in_a_range(own: u64, elr: u64, notice: impl FnOnce(&Script, &mut VcpuDebugger)) {
+    let (script, mut debugger) = within_a_range(own);
+    script.set(Reg::ElrEl1, elr);
     script.set(Reg::SpsrEl1, script.get(Reg::Pstate));
     script.set(Reg::Pstate, Pstate::EL1H | Pstate::DAIF);
     script.set(Reg::Pc, VBAR + 0x200);
     notice(&script, &mut debugger);
     assert!(debugger.stop_requested(), "the handler is outside the range");
     assert_eq!(script.get(Reg::Pc), VBAR + 0x200);
-    assert_eq!(script.get(Reg::SpsrEl1), Pstate::EL1H, "what the handler returns to");
-    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H | Pstate::DAIF);
+    assert_eq!(script.get(Reg::SpsrEl1), own, "what the handler returns to, {elr:#x}");
+    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H | Pstate::DAIF, "{elr:#x}");
 }
 
+/// The instruction in the middle, the one behind the stretch where that does not branch, and what the branch leads to. With D
+/// set by the guest itself, only where it returns to tells an exception.
 #[test]
 fn a_fault_in_a_range_is_noticed_at_the_vector() {
-    a_fault_in_a_range_of_arithmetic(|script, debugger| {
-        let exit = DebugExit { syndrome: 0x30 << 26 | 1 << 25 | 0x22, far: 0 };
-        debugger.on_debug_exit(&*script.vcpu, exit).unwrap();
-    });
+    for own in [Pstate::EL1H, Pstate::EL1H | Pstate::D] {
+        for elr in [RAM + 8, RAM + 12, RAM + 16, RAM + 12 + 0x40] {
+            a_fault_in_a_range(own, elr, |script, debugger| {
+                debugger.on_debug_exit(&*script.vcpu, AT_BREAKPOINT).unwrap()
+            });
+        }
+    }
 }
 
 #[test]
 fn a_fault_in_a_range_is_noticed_when_the_vcpu_is_stopped() {
-    a_fault_in_a_range_of_arithmetic(|script, debugger| {
+    a_fault_in_a_range(Pstate::EL1H, RAM + 8, |script, debugger| {
         script.session.interrupt();
         assert_eq!(debugger.wait(), Wait::Run);
         assert_eq!(debugger.before_run(&*script.vcpu).unwrap(), Entry::Again);
     });
 }
 
-#[test]
-fn a_range_that_is_cut_short_anywhere_leaves_no_mask_and_goes_on_from_there() {
-    let (script, mut debugger) = within_a_range_of_arithmetic();
-    script.set(Reg::Pc, RAM + 8);
+/// Where a vCPU in the midst of a range stops for the client, and what the client reads.
+fn stopped_in_a_range(pc: u64) -> (u64, Vec<String>) {
+    let (script, mut debugger) = within_a_range(Pstate::EL1H);
+    script.set(Reg::Pc, pc);
     assert_ne!(script.get(Reg::Pstate), Pstate::EL1H);
     script.session.interrupt();
     assert_eq!(debugger.wait(), Wait::Run);
     assert_eq!(debugger.before_run(&*script.vcpu).unwrap(), Entry::Again);
-    assert_eq!((script.get(Reg::Pc), script.get(Reg::Pstate)), (RAM + 8, Pstate::EL1H));
+    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H, "no mask is left behind");
+    (script.get(Reg::Pc), script.session.take_messages().texts)
+}
+
+#[test]
+fn a_range_that_is_cut_short_anywhere_leaves_no_mask() {
+    for pc in [RAM + 4, RAM + 8, RAM + 12] {
+        assert_eq!(stopped_in_a_range(pc), (pc, Vec::new()));
+    }
+}
+
+#[test]
+fn a_vcpu_that_has_run_past_a_stretch_is_told() {
+    // Another vCPU has written a branch into it.
+    let (pc, texts) = stopped_in_a_range(RAM + 0x800);
+    assert_eq!(pc, RAM + 0x800);
+    assert!(matches!(&*texts, [text] if text.contains("changed while it was stepped through")), "{texts:?}");
 }
 
 #[test]
 fn a_stretch_is_over_at_its_end_and_nowhere_before() {
-    let (script, mut debugger) = within_a_range_of_arithmetic();
+    let (script, mut debugger) = within_a_range(Pstate::EL1H);
     // As after an access to a device in the middle, which the VMM has completed.
     script.set(Reg::Pc, RAM + 8);
     debugger.after_io(&*script.vcpu).unwrap();
     assert!(!debugger.stop_requested());
-    script.set(Reg::Pc, RAM + 16);
+    script.set(Reg::Pc, RAM + 12 + 0x40);
     debugger.after_io(&*script.vcpu).unwrap();
     assert!(debugger.stop_requested());
     assert_eq!(script.get(Reg::Pstate), Pstate::EL1H);

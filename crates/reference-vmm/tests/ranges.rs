@@ -16,10 +16,11 @@ mod support;
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "guest_code! assembles")]
 mod tests {
-    use crate::support::client::{BOOT, Client, debug_held, event};
+    use crate::support::client::{BOOT, Client, debug, debug_held, event};
     use crate::support::{BASE, DATA, Guest, guest_code};
     use guest_debug::arm64::{Pstate, Reg};
     use guest_debug::{Breakpoint, Gva, ResumeAction, StopReason, WatchKind};
+    use reference_vmm::config::DebugMode;
     use reference_vmm::control::Request;
     use reference_vmm::layout::SERIAL;
 
@@ -134,5 +135,45 @@ mod tests {
             assert_eq!(mask(client, Reg::Pstate), 0);
             assert_eq!(range(client, END), (StopReason::Step, HANDLER, 0x1005));
         });
+    }
+
+    // A loop whose branch leads into the stretch that it ends, an exclusive sequence, ISB, and a line over the end of a page.
+    guest_code!(
+        ways,
+        "mov x3, #3",
+        "1: add x1, x1, #1",
+        "subs x3, x3, #1",
+        "b.ne 1b",
+        "2: ldaxr x6, [x4]",
+        "add x6, x6, #1",
+        "stlxr w7, x6, [x4]",
+        "cbnz w7, 2b",
+        "isb",
+        ".rept 1000",
+        "add x1, x1, #1",
+        ".endr",
+        "b ."
+    );
+
+    #[test]
+    fn it_takes_every_way_with_any_number_of_slots() {
+        const LENGTH: u64 = 4 * 1009;
+        for slots in [2, 3, 4, 16] {
+            let guest = Guest::new(ways(), |config| {
+                config.debug = DebugMode::Hold;
+                config.limits.breakpoints = Some(slots);
+            });
+            let Some(guest) = guest else { return };
+            debug(&guest, |guest| {
+                let client = Client::attach(guest);
+                set(&client, Reg::X(4), DATA);
+                client.0.resume(&[(BOOT, ResumeAction::StepRange(BASE..BASE + LENGTH))]).unwrap();
+                assert_eq!(client.stop(), event(0, StopReason::Step));
+                let [pc, counted, left] = [Reg::Pc, Reg::X(1), Reg::X(3)].map(|reg| client.get(BOOT, reg));
+                assert_eq!((pc, counted, left), (BASE + LENGTH, 1003, 0), "{slots} slots");
+                assert_eq!(guest.read::<1>(DATA), [1], "{slots} slots");
+                guest.vm.control().request(Request::Quit);
+            });
+        }
     }
 }

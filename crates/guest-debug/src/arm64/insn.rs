@@ -76,7 +76,7 @@ pub enum Insn {
         /// Number of the general register that holds the address.
         rt: u8,
     },
-    /// SYS and SYSL: every other cache, TLB and address translation operation.
+    /// SYS and SYSL: every other cache, TLB and address translation operation; and what accesses a pair of system registers.
     System,
     /// Anything else, words that are no instruction included.
     Other,
@@ -222,9 +222,9 @@ const fn system(word: u32) -> Insn {
         0xd50b_7420 | 0xd50b_7460 | 0xd50b_7480 => return Insn::DcZva { rt },
         _ => {}
     }
-    // Bits 23:22 are 01 for instructions on a pair of registers.
+    // Bits 23:22 are 01 for instructions on a pair of registers: MRRS, MSRR and SYSP.
     match (bits(word, 22, 2), bits(word, 19, 2)) {
-        (0, 1) => Insn::System,
+        (0, 1) | (1, _) => Insn::System,
         (0, 2 | 3) => {
             let reg = SysReg::from_encoding((word >> 5) as u16 & 0x7fff | 1 << 15);
             match (reg.encoding() == DAIF.encoding(), read) {

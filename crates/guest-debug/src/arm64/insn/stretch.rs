@@ -3,12 +3,15 @@
 use super::{Branch, Insn, decode};
 use crate::arm64::SysReg;
 
-/// Most instructions of a stretch. Interrupts wait for its end.
+/// Most instructions of a stretch.
 pub const MAX_STRETCH: usize = 64;
 
 /// Registers that software keeps a thread's identity in; reading one is never emulated. SP_EL0 is the first.
 const THREAD_REGISTERS: [SysReg; 4] =
     [SysReg::new(3, 0, 4, 1, 0), SysReg::TPIDR_EL0, SysReg::TPIDRRO_EL0, SysReg::TPIDR_EL1];
+
+/// ISB, but for its option.
+const ISB: u32 = 0xd503_30df;
 
 /// Consecutive instructions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +23,8 @@ pub struct Stretch {
     pub ends: Vec<u64>,
 }
 
-/// Whether an instruction neither looks at the interrupt mask nor can change the exception level or the translation.
+/// Whether an instruction neither looks at the interrupt mask nor can change the exception level or the translation. ESB counts as
+/// one, though it looks at PSTATE.A: that an SError is pending is for the CPU alone to know.
 pub fn is_plain(word: u32) -> bool {
     plain(word).is_some()
 }
@@ -42,8 +46,8 @@ fn plain(word: u32) -> Option<Insn> {
 /// The stretch of plain instructions that starts at `pc`, given the instruction words from there on and how many ends can be
 /// watched. It goes to the first direct branch, to the first address that is `wanted`, or as far as there are words.
 ///
-/// `None` where not even the first instruction can be run so: it is not plain, it branches to where a register says, or it
-/// branches to itself.
+/// `None` where not even the first instruction can be run so: it is not plain, or it is a branch that goes where a register
+/// says, to itself, or to more places than can be watched.
 pub fn stretch(
     pc: u64,
     words: impl IntoIterator<Item = u32>,
@@ -70,6 +74,10 @@ pub fn stretch(
             return Some(Stretch { last: at, ends: ways });
         }
         at = next;
+        // What the guest has written into its own code counts from here on.
+        if word & 0xffff_f0ff == ISB {
+            break;
+        }
     }
     (at != pc && ends > 0).then(|| Stretch { last: at.wrapping_sub(4), ends: vec![at] })
 }
@@ -121,7 +129,8 @@ mod tests {
 
     #[test]
     fn anything_that_is_not_plain_is_left_out() {
-        // SVC, HVC, BRK, HLT, WFI, WFE, MSR DAIFSet, MSR SPSel, MRS DAIF, MSR TTBR0_EL1, ERET, LDXR, STXR, TLBI, DC ZVA
+        // SVC, HVC, SMC, BRK, HLT, WFI, WFE, WFIT, WFET, MSR DAIFSet, MSR SPSel, MSR PAN, MRS DAIF, MSR TTBR0_EL1, MSR TPIDR_EL0,
+        // MSRR TTBR0_EL1, ERET, ERETAA, LDXR, STXR, LDXP, STXP, TLBI, DC ZVA
         for word in [
             0xd400_0001,
             0xd400_0002,
@@ -143,6 +152,11 @@ mod tests {
             assert_eq!(found(&[word]), None, "{word:#010x}");
         }
         assert_eq!(found(&[]), None);
+    }
+
+    #[test]
+    fn what_the_guest_writes_into_its_code_counts_behind_an_isb() {
+        assert_eq!(found(&[ADD, ISB | 0xf00, ADD]), Some((2, vec![2])));
     }
 
     #[test]
@@ -168,7 +182,18 @@ mod tests {
                 prop_assert!(!stretch.ends.contains(&pc));
                 let count = stretch.last.wrapping_sub(pc) / 4 + 1;
                 prop_assert!(count <= MAX_STRETCH as u64);
-                prop_assert!(words.iter().take(count as usize).all(|word| is_plain(*word)));
+                let words = words.get(..count as usize).unwrap();
+                prop_assert!(words.iter().all(|word| is_plain(*word)));
+                // Wherever the CPU can go from the last instruction is an end, and nothing before that goes anywhere but on.
+                let (last, before) = words.split_last().unwrap();
+                prop_assert!(before.iter().all(|word| !matches!(decode(*word), Insn::Branch(_))));
+                let next = stretch.last.wrapping_add(4);
+                let ways = match decode(*last) {
+                    Insn::Branch(branch @ Branch::Immediate { .. }) => vec![branch.target(stretch.last)],
+                    Insn::Branch(branch) => vec![Some(next), branch.target(stretch.last)],
+                    _ => vec![Some(next)],
+                };
+                prop_assert!(ways.iter().all(|way| way.is_some_and(|way| stretch.ends.contains(&way))));
             }
         }
     }

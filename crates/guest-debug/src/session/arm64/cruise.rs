@@ -6,16 +6,19 @@
 //! each stretch of plain code in between at once, with breakpoints where it can come out. What is not plain ends the cruise
 //! and takes the long way.
 //!
-//! A stretch is what memory holds when the vCPU enters it. Another vCPU that writes a branch into it at that very moment can
-//! have this one run past its ends, as it can with an exclusive sequence; a stop by the client, which gives the mask back,
-//! ends that.
+//! A stretch is what memory holds when the vCPU enters it. Another vCPU that writes a branch into it, or moves its page, at
+//! that very moment can have this one run past its ends, as it can with an exclusive sequence. Whatever stops it then says so:
+//! where the guest has changed its mask itself meanwhile, what it gets back is a guess.
 
 use super::step::{Flight, in_vectors};
+use crate::arch::Arm64;
 use crate::arm64::insn::{self, MAX_STRETCH, Stretch};
+use crate::arm64::translate::Regime;
 use crate::arm64::{BreakpointSlot, HwDebug, Pstate};
+use crate::session::debugged::Debugged as _;
 use crate::session::runner::{Entry, Goal, Mode, VcpuDebugger};
 use crate::session::{DebugSession, SessionError};
-use crate::{DebugVcpu, Gva, VcpuId};
+use crate::{DebugVcpu, VcpuId};
 use vm_memory::GuestAddress;
 
 /// The smallest granule.
@@ -32,13 +35,13 @@ pub(super) struct Cruise {
     vector: u64,
     /// Where the vCPU is.
     pc: u64,
-    /// The page that it is in, and where that is.
-    code: Option<(u64, GuestAddress)>,
+    /// How it translates, which plain code can't change. The tables are looked at for each stretch: other vCPUs can change them.
+    regime: Option<Regime>,
 }
 
 impl Cruise {
     pub(super) fn new(own: Pstate, vector: u64, pc: u64) -> Self {
-        Self { own, vector, pc, code: None }
+        Self { own, vector, pc, regime: None }
     }
 
     /// The instructions that the vCPU will execute from where it is, planted ones included, up to the end of the page.
@@ -49,15 +52,14 @@ impl Cruise {
         vcpu: &dyn DebugVcpu,
         bytes: &'a mut [u8; 4 * MAX_STRETCH],
     ) -> Result<&'a [[u8; 4]], SessionError> {
-        let (page, offset) = (self.pc & !(PAGE - 1), self.pc % PAGE);
-        let base = match self.code {
-            Some((known, base)) if known == page => base,
-            _ => session.translate_by(vcpu_id, vcpu, Gva(page))?,
+        let regime = match self.regime {
+            Some(regime) => regime,
+            None => *self.regime.insert(session.regime_by(vcpu_id, vcpu)?),
         };
-        self.code = Some((page, base));
-        let length = bytes.len().min((PAGE - offset) as usize);
+        let (gpa, _) = Arm64::place(&Arm64::translate(&regime, self.pc, &*session.ram)?);
+        let length = bytes.len().min((PAGE - self.pc % PAGE) as usize);
         let bytes = bytes.get_mut(..length).unwrap_or_default();
-        session.ram.read(GuestAddress(base.0 + offset), bytes)?;
+        session.ram.read(GuestAddress(gpa), bytes)?;
         Ok(bytes.as_chunks().0)
     }
 }

@@ -76,6 +76,20 @@ impl Flight {
         Ok(pc != self.pc || stays || in_vectors(pc, vbar()?))
     }
 
+    /// Whether an exception that has led to `pc` can have been taken in it, or where it goes, if it returns to `elr`.
+    fn is_behind(&self, pc: u64, elr: u64) -> bool {
+        let branches = match self.insn {
+            Some(Insn::Branch(branch)) => branch.target(self.pc) == Some(elr),
+            _ => elr != pc && self.ends.contains(&elr),
+        };
+        branches || self.covers(elr)
+    }
+
+    /// Whether a vCPU at `pc` is among its instructions or right behind them.
+    fn covers(&self, pc: u64) -> bool {
+        pc.wrapping_sub(self.pc) <= self.last.wrapping_add(4).wrapping_sub(self.pc)
+    }
+
     /// Whether a vCPU that left the guest at `pc` has executed what was asked for.
     pub(super) fn is_over_at(&self, pc: u64) -> bool {
         if self.is_single() { pc != self.pc } else { self.ends.contains(&pc) }
@@ -171,6 +185,15 @@ impl VcpuDebugger {
     pub(super) fn unwind(&mut self, vcpu: &dyn DebugVcpu) -> Result<(), SessionError> {
         let Some(flight) = self.motion.flight.take() else { return Ok(()) };
         self.motion.cruise = None;
+        if !flight.is_single() {
+            let pc = self.get(vcpu, Reg::Pc)?;
+            if !flight.covers(pc) && !flight.is_over_at(pc) {
+                let (id, start) = (self.id, Gva(flight.pc));
+                self.session.say(format!(
+                    "{id}: the code at {start} changed while it was stepped through, so the vCPU has run on; its interrupt mask may not be the guest's own\n"
+                ));
+            }
+        }
         self.restore_mask(vcpu, flight.pstate)
     }
 
@@ -291,13 +314,8 @@ impl VcpuDebugger {
             // Nothing but an exception sets it.
             return Ok(true);
         }
-        let elr = self.get(vcpu, Reg::ElrEl1)?;
-        // Behind a branch, an SError returns to the branch's target.
-        let target = match flight.insn {
-            Some(Insn::Branch(branch)) => branch.target(flight.pc),
-            _ => None,
-        };
-        Ok(elr.wrapping_sub(flight.pc) <= flight.last.wrapping_add(4).wrapping_sub(flight.pc) || Some(elr) == target)
+        // Fetching where a branch leads to may fault; an SError that is pending is taken there as well.
+        Ok(flight.is_behind(pc, self.get(vcpu, Reg::ElrEl1)?))
     }
 }
 
