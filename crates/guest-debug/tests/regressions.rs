@@ -586,6 +586,17 @@ fn a_range_that_is_cut_short_anywhere_leaves_no_mask() {
 }
 
 #[test]
+fn a_branch_that_becomes_a_nop_is_caught_behind_it() {
+    let (script, mut debugger) = within_a_range(Pstate::EL1H);
+    let armed = |at: u64| script.vcpu.config.lock().unwrap().hw.breakpoints.iter().any(|slot| slot.address == at);
+    assert!(armed(RAM + 12 + 0x40) && armed(RAM + 16) && armed(VBAR + 0x200));
+    script.set(Reg::Pc, RAM + 16);
+    debugger.on_debug_exit(&*script.vcpu, AT_BREAKPOINT).unwrap();
+    assert!(debugger.stop_requested(), "the range ends there");
+    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H);
+}
+
+#[test]
 fn a_vcpu_that_has_run_past_a_stretch_is_told() {
     // Another vCPU has written a branch into it.
     let (pc, texts) = stopped_in_a_range(RAM + 0x800);

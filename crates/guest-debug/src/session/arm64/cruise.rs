@@ -7,8 +7,9 @@
 //! and takes the long way.
 //!
 //! A stretch is what memory holds when the vCPU enters it. Another vCPU that writes a branch into it, or moves its page, at
-//! that very moment can have this one run past its ends, as it can with an exclusive sequence. Whatever stops it then says so:
-//! where the guest has changed its mask itself meanwhile, what it gets back is a guess.
+//! that very moment can have this one run past its ends, as it can with an exclusive sequence. Slots that are left are set
+//! where it is likely to come by then. Whatever else stops it says so: where the guest has changed its mask itself meanwhile,
+//! what it gets back is a guess.
 
 use super::step::{Flight, in_vectors};
 use crate::arch::Arm64;
@@ -77,6 +78,14 @@ impl VcpuDebugger {
         let ends = self.session.caps.hw_bps.saturating_sub(1);
         let stretch = insn::stretch(pc, words.clone(), ends, wanted).and_then(|Stretch { last, mut ends }| {
             ends.push(vector);
+            // Slots that are left catch most vCPUs whose code is patched just now, as a branch that becomes a NOP.
+            let breakpoints = self.plan.breakpoints.iter().copied();
+            let likely = [last.wrapping_add(4), range.end].into_iter().chain(breakpoints);
+            for end in likely.filter(|end| *end != pc && BreakpointSlot::new(*end).is_ok()) {
+                if ends.len() < self.session.caps.hw_bps && !ends.contains(&end) {
+                    ends.push(end);
+                }
+            }
             let slots: Option<Vec<_>> = ends.iter().map(|end| BreakpointSlot::new(*end).ok()).collect();
             Some((slots?, Flight::stretch(pc, last, ends, own)))
         });
