@@ -16,15 +16,15 @@ def body() -> None:
     # The server knows a watch once it is inserted.
     gdb.execute("set breakpoint always-inserted on", to_string=True)
     point = watch(counter, 8)
-    # Memory still holds what the store before has left there.
+    # On arm64 memory still holds what the store before has left there, on x86_64 already what this one has.
     text = monitor(f"condition {counter:#x} *{counter:#x} == {AT}")
     check("write watchpoint" in text and "1 conditions" in text, text)
     set_u64("syscalls", 0)
     command("syscalls", CALLS)
     stop = cont_to(point)
     equal("thread", stop.thread, 1)
-    # gdb lets the store happen before it shows the stop.
-    equal("the counter", u64(counter), AT + 1)
+    # Where the store has not happened yet, gdb lets it before it shows the stop.
+    equal("the counter", u64(counter), AT if NAME == "x86_64" else AT + 1)
     end = hbreak("agent_done")
     stop = cont()
     check(stop.at(end), f"a stop that was not asked for: {stop}")
