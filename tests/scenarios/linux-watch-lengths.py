@@ -1,5 +1,5 @@
 # scenario: guest=linux cpus=2 timeout=120 needs=hardware-breakpoint,watchpoint,single-step
-"""Watches of 3 bytes at an odd address, of 64 bytes and of a page: their edges stop, what is beside them does not."""
+"""Watches of 3 bytes at an odd address and of wide ranges: their edges stop, what is beside them does not."""
 
 from gdbcase import *
 from linux import *
@@ -35,8 +35,12 @@ def body() -> None:
     base = sym("arena") + PAGE
     edges(base + 5, 3)
     edges(base + 13, 3)  # 2 bytes of it are in the next doubleword but one
-    edges(base + 64, 64)
-    edges(base, PAGE)
+    if ARCH.slots:
+        # As many as there are, but for the one of the breakpoint at the end.
+        edges(base + 64, 8 * (ARCH.slots - 1))
+    else:
+        edges(base + 64, 64)
+        edges(base, PAGE)
 
 
 run(body)
