@@ -12,9 +12,11 @@ mod script;
 mod snapshots;
 mod vmm;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -34,12 +36,13 @@ use abilities::Abilities;
 use catalog::{GuestKind, Scenario};
 use cloud_hypervisor::CloudHypervisor;
 pub(crate) use fleet::Fleet;
+use fleet::Landing;
 pub(crate) use others::{AgentGuest, agent_guest, bare_guest, cloud_hypervisor_guest, measure};
 pub(crate) use places::run_on_x86_64;
 use qemu::QemuTcg;
 use script::{Facts, Outcome};
+use vmm::{Mover, ReferenceVmm, Vmm};
 pub(crate) use vmm::{ReferenceMover, RunningGuest};
-use vmm::{ReferenceVmm, Vmm};
 
 /// How long the Linux guest may take to its init, in a guest of an emulated host on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -53,6 +56,12 @@ const SVM_STARTS: u32 = 2;
 
 /// Memory in MiB of a guest that moves: enough for Debian's kernel, and little to move.
 const MOVING_MEMORY: u32 = 128;
+
+/// How names of snapshots begin that the suite makes for itself, and which stay when a scenario's are removed.
+const BOOTED: &str = ".booted";
+
+/// How reference-vmm's status begins while a guest is not there yet (crates/reference-vmm/src/run.rs).
+const RESTORING: &str = "restoring ";
 
 /// What init prints (tests/guest/agent.c).
 const AGENT_READY: &str = "guest agent ready";
@@ -198,6 +207,8 @@ struct Suite<'a> {
     abilities: Abilities,
     /// The Linux guest that the next scenario may use.
     guest: Option<LinuxGuest>,
+    /// Linux guests, by their number of vCPUs, of which there is a snapshot.
+    booted: BTreeMap<u32, Facts>,
 }
 
 struct LinuxGuest {
@@ -208,7 +219,7 @@ struct LinuxGuest {
 
 impl<'a> Suite<'a> {
     fn new(context: &'a Context, host: Option<&'a KvmHost>, vmm: &'a dyn Vmm, abilities: Abilities) -> Self {
-        Self { context, host, vmm, abilities, guest: None }
+        Self { context, host, vmm, abilities, guest: None, booted: BTreeMap::new() }
     }
 }
 
@@ -324,15 +335,18 @@ impl Suite<'_> {
 
     /// A scenario that moves its guest: what becomes of the guest is its own business. `None` if the VMM can't.
     fn moves(&mut self, scenario: &Scenario) -> Result<Option<Outcome>> {
-        let Some(mover) = self.vmm.mover() else { return Ok(None) };
+        let vmm = self.vmm;
+        let Some(mover) = vmm.mover() else { return Ok(None) };
         // The host's memory is not for guests that nobody uses.
         self.guest = None;
         let options = scenario.guest_options();
         let (guest, facts) = match scenario.guest {
-            GuestKind::Bare => self.bare(&options)?,
-            GuestKind::Linux => self.new_linux(GuestOptions { memory: MOVING_MEMORY, ..options })?,
+            GuestKind::Bare => {
+                let (guest, facts) = self.bare(&options)?;
+                (guest.into(), facts)
+            }
+            GuestKind::Linux => self.moving_linux(mover, GuestOptions { memory: MOVING_MEMORY, ..options })?,
         };
-        let guest: Arc<dyn RunningGuest> = guest.into();
         let ram = self.vmm.layout(scenario.cpus).ram_base;
         let mut connection = self.facts(&*guest, scenario.cpus);
         connection.push(("RAM_BASE", format!("{ram:#x}")));
@@ -350,6 +364,30 @@ impl Suite<'_> {
             }
         }
         Ok(Some(outcome))
+    }
+
+    /// A Linux guest that is going to be moved: a new one, or, where a boot takes minutes, the first one once more, restored.
+    fn moving_linux(&mut self, mover: &dyn Mover, options: GuestOptions) -> Result<(Arc<dyn RunningGuest>, Facts)> {
+        if self.patience() == 1 {
+            let (guest, facts) = self.new_linux(options)?;
+            return Ok((guest.into(), facts));
+        }
+        let name = format!("{BOOTED}-{}", options.cpus);
+        let facts = match self.booted.get(&options.cpus) {
+            Some(facts) => facts.clone(),
+            None => {
+                let cpus = options.cpus;
+                let (guest, facts) = self.new_linux(options)?;
+                mover.snapshot(&*guest, &name)?;
+                self.booted.insert(cpus, facts.clone());
+                facts
+            }
+        };
+        let guest = mover.restore(&name, &Landing { gdb: true, ..Landing::default() })?;
+        while mover.status(&*guest)?.starts_with(RESTORING) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok((guest, facts))
     }
 
     /// A new bare-metal guest that has executed nothing yet.

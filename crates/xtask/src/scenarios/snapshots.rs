@@ -66,7 +66,7 @@ impl<'a> Snapshots<'a> {
         Ok(())
     }
 
-    /// Removes all of them.
+    /// Removes all of them but those whose names begin with a dot.
     pub(super) fn tidy(self) {
         if let Err(error) = self.shell("rm -rf ./*") {
             note(format!("snapshots stay in the host: {error:#}"));

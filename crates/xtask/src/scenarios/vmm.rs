@@ -77,7 +77,7 @@ pub(crate) trait Mover: Sync {
     /// Copies a snapshot to a new directory on this machine.
     fn fetch(&self, name: &str, directory: &Path) -> Result<()>;
 
-    /// Removes all snapshots.
+    /// Removes all snapshots but those whose names begin with a dot.
     fn tidy(&self);
 }
 
