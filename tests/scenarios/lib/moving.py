@@ -12,6 +12,8 @@ from linux import *
 HARDWARE = SYSCALL
 # Not on the instruction behind it either: gdb steps over a breakpoint, and what it meets there is the end of a step.
 SOFTWARE = ARCH.behind_getpid
+# Of debug registers for everything `poll` needs one as well.
+DONE_KIND, break_done = ("software breakpoint", sbreak) if ARCH.slots else ("hardware breakpoint", hbreak)
 
 
 def arm() -> None:
@@ -20,7 +22,7 @@ def arm() -> None:
     hbreak(HARDWARE)
     sbreak(SOFTWARE)
     watch(sym("syscalls"), 16)
-    hbreak("agent_done")
+    break_done("agent_done")
 
 
 def forget() -> None:
@@ -47,7 +49,7 @@ def everything_listed() -> None:
     """The session has what `arm` has set, whatever gdb knows."""
     text = listed()
     for kind, address in (
-        ("hardware breakpoint", HARDWARE), ("hardware breakpoint", "agent_done"),
+        ("hardware breakpoint", HARDWARE), (DONE_KIND, "agent_done"),
         ("software breakpoint", SOFTWARE), ("write watchpoint", "syscalls"),
     ):
         check(f"{kind} at {sym(address):#x}" in text, f"no {kind} at {address} in\n{text}")
