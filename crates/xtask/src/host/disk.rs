@@ -1,7 +1,7 @@
-//! The disk through which files go into the emulated host.
+//! The disk through which files go into the emulated host, and out of one that has no network.
 //!
 //! Its network carries some 7 MB/s, because each packet costs emulated instructions; a disk carries hundreds. So an
-//! upload is written to the disk's image, and the agent copies it from there. Each upload has a place of its own: what
+//! upload is written to the disk's image, and the agent copies it from there. Each file has a place of its own: what
 //! the host's kernel has once read it keeps, and would not see being changed.
 
 use std::fs::File;
@@ -18,8 +18,8 @@ pub(super) const IDE: &str = "/dev/sda";
 /// Size of the image in bytes; it takes room only for what is written.
 const SIZE: u64 = 16 << 30;
 
-/// Uploads start at multiples of this and have as much space behind them, far more than a kernel reads ahead.
-const ALIGNMENT: u64 = 2 << 20;
+/// Files start at multiples of this and have as much space behind them, far more than a kernel reads ahead.
+pub(super) const ALIGNMENT: u64 = 2 << 20;
 
 /// The image. Several processes may use it at once.
 #[derive(Clone, Debug)]
@@ -64,7 +64,17 @@ impl UploadDisk {
         Ok((offset, length))
     }
 
-    fn reserve(&self, length: u64) -> Result<u64> {
+    /// What the host has written there.
+    pub(super) fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let mut image = File::open(&self.image).context("cannot open the upload disk")?;
+        image.seek(SeekFrom::Start(offset))?;
+        let mut content = vec![0; usize::try_from(length)?];
+        image.read_exact(&mut content).context("cannot read the upload disk")?;
+        Ok(content)
+    }
+
+    /// The offset of a place for so many bytes.
+    pub(super) fn reserve(&self, length: u64) -> Result<u64> {
         let mut counter = File::options().read(true).write(true).open(self.counter())?;
         counter.lock()?;
         let mut bytes = [0; 8];
@@ -96,11 +106,7 @@ mod tests {
         let first = disk.add(&b"first"[..], 5).unwrap();
         let second = UploadDisk::open(disk.path(), VIRTIO).add(&b"second"[..], 6).unwrap();
         assert_eq!((first, second), ((0, 5), (2 * ALIGNMENT, 6)));
-        let mut image = File::open(disk.path()).unwrap();
-        let mut text = [0; 6];
-        image.seek(SeekFrom::Start(second.0)).unwrap();
-        image.read_exact(&mut text).unwrap();
-        assert_eq!(&text, b"second");
+        assert_eq!(disk.read(second.0, second.1).unwrap(), b"second");
         assert!(disk.add(&b"short"[..], 6).is_err());
         assert!(disk.add(&b""[..], SIZE).unwrap_err().to_string().contains("full"));
         std::fs::remove_dir_all(&directory).unwrap();

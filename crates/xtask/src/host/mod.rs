@@ -41,6 +41,9 @@ use qemu::Qemu;
 /// Tells a runner which host `cargo xtask test` has booted: address, token, directory and, if emulated, upload disk.
 pub const HOST_VARIABLE: &str = "XTASK_KVM_HOST";
 
+/// The most bytes of a file that go over a serial line.
+const LONG: u64 = 64 << 10;
+
 /// A command for the host.
 pub type HostCommand = kvm_agent::Command;
 
@@ -201,7 +204,25 @@ impl KvmHost {
     /// # Errors
     /// If it cannot be read.
     pub fn download(&self, remote: &str) -> Result<Vec<u8>> {
-        self.client.get(remote)
+        match &self.machine {
+            Machine::Emulated { disk, emulator: Emulated::Bochs(_) } => match self.client.size(remote)? {
+                Some(length) if length > LONG => self.download_over(disk, remote, length),
+                _ => self.client.get(remote),
+            },
+            _ => self.client.get(remote),
+        }
+    }
+
+    /// The way of uploads, in the other direction.
+    fn download_over(&self, disk: &UploadDisk, remote: &str, length: u64) -> Result<Vec<u8>> {
+        let place = disk.reserve(length)?;
+        let argv = ["dd".to_owned(), format!("if={remote}"), format!("of={}", disk.device())];
+        let blocks = [format!("bs={}", disk::ALIGNMENT), format!("seek={}", place / disk::ALIGNMENT)];
+        let output = self.output(&command(argv.into_iter().chain(blocks).chain(["conv=notrunc,fsync".to_owned()])))?;
+        if !output.exit.success() {
+            bail!("{remote} cannot be written to the disk: {}", output.stderr_text().trim());
+        }
+        disk.read(place, length)
     }
 
     /// Runs a command with its output on ours, and returns how it ended.

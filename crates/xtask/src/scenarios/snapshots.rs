@@ -51,14 +51,22 @@ impl<'a> Snapshots<'a> {
     pub(super) fn fetch(self, name: &str, files: &[&str], memory: &str, directory: &Path) -> Result<()> {
         paths::remove(directory)?;
         fs::create_dir_all(directory)?;
+        let get = |from: &str, to: &str| {
+            let path = directory.join(to);
+            let content = self.0.download(&format!("{}/{from}", self.directory()))?;
+            fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
+        };
+        for file in files {
+            get(&format!("{name}/{file}"), file)?;
+        }
+        if self.0.patience() > 1 {
+            // It would be minutes in packing what is over the disk in seconds.
+            return get(&format!("{name}/{memory}"), memory);
+        }
         // Most of memory is zero, and the way is long.
         self.must(&format!("gzip -1 -c {name}/{memory} > {name}.gz"))?;
         let packed = format!("{memory}.gz");
-        let files = files.iter().map(|file| (format!("{}/{file}", self.path(name)), *file));
-        for (from, to) in files.chain([(format!("{}.gz", self.path(name)), packed.as_str())]) {
-            let path = directory.join(to);
-            fs::write(&path, self.0.download(&from)?).with_context(|| format!("writing {}", path.display()))?;
-        }
+        get(&format!("{name}.gz"), &packed)?;
         let unzip = Command::new("gzip").arg("-d").arg(directory.join(&packed)).status();
         if !unzip.context("cannot start gzip")?.success() {
             bail!("the snapshot's memory does not unpack");
