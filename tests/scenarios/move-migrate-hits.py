@@ -38,14 +38,14 @@ def go_with_it(vm: Vm, hits: Hits, migrations: int, armed: int) -> None:
 
 
 def run_until_it_moves(moving: Meanwhile, hits: Hits) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 * PATIENCE
     while True:
         gdb.execute("continue", to_string=True)
         if not gdb.selected_inferior().pid:
             return
         if reg("pc") != sym(HARDWARE):
             # gdb has stepped over its breakpoint meanwhile, and can't put it back where the VM no longer is.
-            moving.join(20)
+            moving.join(20 * PATIENCE)
             moved = not moving.is_alive() and moving.error is None
             check(moved, f"a stop that was not asked for: {where(reg('pc'))}")
             return

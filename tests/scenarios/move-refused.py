@@ -23,7 +23,7 @@ def body() -> None:
         to = receive(**landing)
         text = refused_text(send, FIRST, to)
         check("watchpoint" in text and " 2" in text and str(landing["watchpoints"]) in text, text)
-        check((ended(to, 10.0) or "").startswith("exit code 1"), "the destination has not ended with an error")
+        check((ended(to, 10.0 * PATIENCE) or "").startswith("exit code 1"), "the destination has not ended with an error")
         everything_listed()
     a_whole_round(hits_of_a_round(), known=True)
     # Memory has 128 MiB, most of it zero and not written.
@@ -39,7 +39,7 @@ def body() -> None:
     text = refused_text(snapshot, waiting, "nothing")
     check("the VM is not here yet" in text, text)
     quit_vm(waiting)
-    equal("end of a VMM that waits for a VM", ended(waiting, 10.0), "exit code 0")
+    equal("end of a VMM that waits for a VM", ended(waiting, 10.0 * PATIENCE), "exit code 0")
     # Few breakpoints are another matter: software breakpoints stand in. Over TCP, for once.
     forget()
     vm = FIRST

@@ -17,7 +17,7 @@ def body() -> None:
     poll()
     arm()
     saving = Meanwhile(save)
-    stop = run_for(15.0)
+    stop = run_for(15.0 * PATIENCE)
     equal("signal", stop.signal, "SIGINT")
     other = saving.result()
     everything_listed()

@@ -31,7 +31,7 @@ def body() -> None:
     forget()
 
     # Nobody is there to be told that it is over; attaching sooner would cut it short.
-    for _ in range(240):
+    for _ in range(240 * PATIENCE):
         if f"({', '.join(['stopped'] * cpus())})" in status(other):
             break
         time.sleep(0.5)

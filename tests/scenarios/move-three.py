@@ -20,7 +20,7 @@ def body() -> None:
     forget()
     vms = [restore("one") for _ in range(COUNT)]
     debuggers = [debugger(vm) for vm in vms]
-    answers = [process.communicate(timeout=120)[0] for process in debuggers]
+    answers = [process.communicate(timeout=120 * PATIENCE)[0] for process in debuggers]
     for n, text in enumerate(answers):
         check(f"first {sym(HARDWARE):#x}" in text and "calls 1 1" in text, f"gdb {n} says\n{text}")
     # All three began at the same place and have done the same.
