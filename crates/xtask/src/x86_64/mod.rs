@@ -149,7 +149,7 @@ pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
         .env(format!("CARGO_TARGET_{variable}_RUNNER"), format!("{path} x86-runner {}", emulator.name()));
     command.args(left_out(emulator).iter().flat_map(|test| ["--skip", test]));
     if emulator == Emulator::Qemu {
-        // In Bochs a Linux guest would take very long to boot.
+        // In Bochs a Linux guest boots with what the scenarios tell it, and slowly.
         command.env(format!("{FILE_VARIABLE}KERNEL"), assets::kernel(&context.packages)?.image).env(
             format!("{FILE_VARIABLE}INITRD"),
             guest_initramfs(&context.packages, &[GuestFile::script("/init", GUEST_INIT)])?,
