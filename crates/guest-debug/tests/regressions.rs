@@ -4,24 +4,17 @@
 
 #[allow(dead_code, reason = "shared by tests, each of which uses a part")]
 mod fake;
+#[allow(dead_code, reason = "shared by tests, each of which uses a part")]
+mod scripted;
 
 use fake::*;
 use guest_debug::arm64::{Pstate, Reg, SysReg};
-use guest_debug::{
-    Breakpoint, DebugConfig, DebugExit, DebugSession, DebugVcpu, Entry, GuestRam, Gva, RamError, ResumeAction,
-    StopReason, VcpuDebugger, VcpuError, VcpuId, VcpuState, VmHost, Wait,
-};
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use guest_debug::{Breakpoint, Entry, Gva, ResumeAction, StopReason, VcpuDebugger, VcpuId, VcpuState, Wait};
+use scripted::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
-/// Exits as KVM reports them.
-const STEPPED: DebugExit = DebugExit { syndrome: 0xca00_0022, far: 0 };
-const OUR_BRK: DebugExit = DebugExit { syndrome: 0xf200_67db, far: 0 };
-/// Hardware breakpoint, from a lower level.
-const AT_BREAKPOINT: DebugExit = DebugExit { syndrome: 0xc200_0022, far: 0 };
 /// What a resume may take: far less than the session's patience with a vCPU that does not stop.
 const SOON: Duration = Duration::from_secs(8);
 
@@ -210,23 +203,6 @@ fn a_watch_that_was_told_does_not_keep_its_vcpu_from_going_on() {
 
 // ---- memory
 
-/// Guest memory that remembers the longest buffer anybody brought.
-struct Recording {
-    ram: Arc<GuestMemoryMmap>,
-    longest: AtomicUsize,
-}
-
-impl GuestRam for Recording {
-    fn read(&self, address: GuestAddress, data: &mut [u8]) -> Result<(), RamError> {
-        self.longest.fetch_max(data.len(), Ordering::Relaxed);
-        GuestRam::read(&self.ram, address, data)
-    }
-
-    fn write(&self, address: GuestAddress, data: &[u8]) -> Result<(), RamError> {
-        GuestRam::write(&self.ram, address, data)
-    }
-}
-
 #[test]
 fn a_huge_length_does_not_allocate_more_than_there_is() {
     let script = Script::new(&[branch(0)]);
@@ -274,87 +250,6 @@ fn physical_addresses_at_the_end_of_the_address_space_are_errors() {
 }
 
 // ---- steps, on a vCPU whose every exit the test writes
-
-/// A session with one vCPU that does what the test says, on the test's own thread.
-struct Script {
-    session: Arc<DebugSession>,
-    vcpu: Arc<Plain>,
-    ram: Arc<Recording>,
-}
-
-#[derive(Default)]
-struct Plain {
-    regs: Mutex<BTreeMap<Reg, u64>>,
-    config: Mutex<DebugConfig>,
-    kicked: AtomicBool,
-}
-
-impl DebugVcpu for Plain {
-    fn set_guest_debug(&self, config: &DebugConfig) -> Result<(), VcpuError> {
-        *self.config.lock().unwrap() = config.clone();
-        Ok(())
-    }
-
-    fn get_reg(&self, reg: Reg, value: &mut [u8]) -> Result<(), VcpuError> {
-        let bytes = self.regs.lock().unwrap().get(&reg).copied().unwrap_or(0).to_le_bytes();
-        value.copy_from_slice(&bytes[..value.len()]);
-        Ok(())
-    }
-
-    fn set_reg(&self, reg: Reg, value: &[u8]) -> Result<(), VcpuError> {
-        let mut bytes = [0; 8];
-        bytes[..value.len()].copy_from_slice(value);
-        self.regs.lock().unwrap().insert(reg, u64::from_le_bytes(bytes));
-        Ok(())
-    }
-}
-
-struct PlainHost(Arc<Plain>);
-
-impl VmHost for PlainHost {
-    fn vcpu(&self, id: VcpuId) -> Option<Arc<dyn DebugVcpu>> {
-        (id == V0).then(|| self.0.clone() as _)
-    }
-
-    fn kick(&self, _: VcpuId) {
-        self.0.kicked.store(true, Ordering::SeqCst);
-    }
-}
-
-impl Script {
-    fn new(code: &[u32]) -> Self {
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), 1 << 20)]).unwrap());
-        for (index, word) in (0..).zip(code) {
-            memory.write_obj(*word, GuestAddress(RAM + index * 4)).unwrap();
-        }
-        let ram = Arc::new(Recording { ram: memory, longest: AtomicUsize::new(0) });
-        let session = DebugSession::new(1, CAPS, ram.clone(), true).unwrap();
-        let vcpu = Arc::new(Plain::default());
-        for (reg, value) in [
-            (Reg::Pc, RAM),
-            (Reg::Pstate, Pstate::EL1H),
-            (Reg::Sys(SysReg::VBAR_EL1), VBAR),
-            (Reg::Sys(SysReg::ID_AA64MMFR0_EL1), 2),
-        ] {
-            vcpu.set_u64(reg, value).unwrap();
-        }
-        session.set_host(Box::new(PlainHost(vcpu.clone()))).unwrap();
-        Self { session, vcpu, ram }
-    }
-
-    fn get(&self, reg: Reg) -> u64 {
-        self.vcpu.get_u64(reg).unwrap()
-    }
-
-    fn set(&self, reg: Reg, value: u64) {
-        self.vcpu.set_u64(reg, value).unwrap();
-    }
-
-    fn enter(&self, debugger: &mut VcpuDebugger) {
-        assert_eq!(debugger.wait(), Wait::Run);
-        assert_eq!(debugger.before_run(&*self.vcpu).unwrap(), Entry::Run);
-    }
-}
 
 #[test]
 fn a_step_exit_left_over_from_an_earlier_step_executes_nothing() {
@@ -512,109 +407,6 @@ fn an_instruction_that_waits_in_the_hypervisor_does_not_hang_resume() {
             std::thread::sleep(Duration::from_millis(1));
         }
     });
-}
-
-/// Steps into a range that ends in a branch, of which the first instruction is executed and the vCPU is in the midst of the others.
-/// The guest's own PSTATE is `own`.
-fn within_a_range(own: u64) -> (Script, VcpuDebugger) {
-    let script = Script::new(&[COUNT, COUNT, COUNT, branch(0x40)]);
-    script.set(Reg::Pstate, own);
-    script.session.attach().unwrap();
-    script.session.resume(&[(V0, ResumeAction::StepRange(RAM..RAM + 16))]).unwrap();
-    let mut debugger = script.session.vcpu_thread(V0).unwrap();
-    script.enter(&mut debugger);
-    script.set(Reg::Pc, RAM + 4);
-    debugger.on_debug_exit(&*script.vcpu, STEPPED).unwrap();
-    script.enter(&mut debugger);
-    assert!(!script.vcpu.config.lock().unwrap().single_step);
-    (script, debugger)
-}
-
-/// An exception that returns to `elr`; `notice` is how it comes out.
-fn a_fault_in_a_range(own: u64, elr: u64, notice: impl FnOnce(&Script, &mut VcpuDebugger)) {
-    let (script, mut debugger) = within_a_range(own);
-    script.set(Reg::ElrEl1, elr);
-    script.set(Reg::SpsrEl1, script.get(Reg::Pstate));
-    script.set(Reg::Pstate, Pstate::EL1H | Pstate::DAIF);
-    script.set(Reg::Pc, VBAR + 0x200);
-    notice(&script, &mut debugger);
-    assert!(debugger.stop_requested(), "the handler is outside the range");
-    assert_eq!(script.get(Reg::Pc), VBAR + 0x200);
-    assert_eq!(script.get(Reg::SpsrEl1), own, "what the handler returns to, {elr:#x}");
-    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H | Pstate::DAIF, "{elr:#x}");
-}
-
-/// The instruction in the middle, the one behind the stretch where that does not branch, and what the branch leads to. With D
-/// set by the guest itself, only where it returns to tells an exception.
-#[test]
-fn a_fault_in_a_range_is_noticed_at_the_vector() {
-    for own in [Pstate::EL1H, Pstate::EL1H | Pstate::D] {
-        for elr in [RAM + 8, RAM + 12, RAM + 16, RAM + 12 + 0x40] {
-            a_fault_in_a_range(own, elr, |script, debugger| {
-                debugger.on_debug_exit(&*script.vcpu, AT_BREAKPOINT).unwrap()
-            });
-        }
-    }
-}
-
-#[test]
-fn a_fault_in_a_range_is_noticed_when_the_vcpu_is_stopped() {
-    a_fault_in_a_range(Pstate::EL1H, RAM + 8, |script, debugger| {
-        script.session.interrupt();
-        assert_eq!(debugger.wait(), Wait::Run);
-        assert_eq!(debugger.before_run(&*script.vcpu).unwrap(), Entry::Again);
-    });
-}
-
-/// Where a vCPU in the midst of a range stops for the client, and what the client reads.
-fn stopped_in_a_range(pc: u64) -> (u64, Vec<String>) {
-    let (script, mut debugger) = within_a_range(Pstate::EL1H);
-    script.set(Reg::Pc, pc);
-    assert_ne!(script.get(Reg::Pstate), Pstate::EL1H);
-    script.session.interrupt();
-    assert_eq!(debugger.wait(), Wait::Run);
-    assert_eq!(debugger.before_run(&*script.vcpu).unwrap(), Entry::Again);
-    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H, "no mask is left behind");
-    (script.get(Reg::Pc), script.session.take_messages().texts)
-}
-
-#[test]
-fn a_range_that_is_cut_short_anywhere_leaves_no_mask() {
-    for pc in [RAM + 4, RAM + 8, RAM + 12] {
-        assert_eq!(stopped_in_a_range(pc), (pc, Vec::new()));
-    }
-}
-
-#[test]
-fn a_branch_that_becomes_a_nop_is_caught_behind_it() {
-    let (script, mut debugger) = within_a_range(Pstate::EL1H);
-    let armed = |at: u64| script.vcpu.config.lock().unwrap().hw.breakpoints.iter().any(|slot| slot.address == at);
-    assert!(armed(RAM + 12 + 0x40) && armed(RAM + 16) && armed(VBAR + 0x200));
-    script.set(Reg::Pc, RAM + 16);
-    debugger.on_debug_exit(&*script.vcpu, AT_BREAKPOINT).unwrap();
-    assert!(debugger.stop_requested(), "the range ends there");
-    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H);
-}
-
-#[test]
-fn a_vcpu_that_has_run_past_a_stretch_is_told() {
-    // Another vCPU has written a branch into it.
-    let (pc, texts) = stopped_in_a_range(RAM + 0x800);
-    assert_eq!(pc, RAM + 0x800);
-    assert!(matches!(&*texts, [text] if text.contains("changed while it was stepped through")), "{texts:?}");
-}
-
-#[test]
-fn a_stretch_is_over_at_its_end_and_nowhere_before() {
-    let (script, mut debugger) = within_a_range(Pstate::EL1H);
-    // As after an access to a device in the middle, which the VMM has completed.
-    script.set(Reg::Pc, RAM + 8);
-    debugger.after_io(&*script.vcpu).unwrap();
-    assert!(!debugger.stop_requested());
-    script.set(Reg::Pc, RAM + 12 + 0x40);
-    debugger.after_io(&*script.vcpu).unwrap();
-    assert!(debugger.stop_requested());
-    assert_eq!(script.get(Reg::Pstate), Pstate::EL1H);
 }
 
 #[test]
