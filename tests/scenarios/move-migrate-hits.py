@@ -9,6 +9,9 @@ from fleet import *
 from moving import *
 
 MIGRATIONS = 3
+# What gdb has out at that moment, to step over it, does not move. On a busy machine it has most of the time.
+TRIES = 9
+TRIES_FOR_ONE = 30
 HITS = 40
 
 
@@ -22,11 +25,11 @@ class Hits:
         cpu = gdb.selected_thread().num - 1
         self.seen[cpu].append(u64(sym("syscalls") + 8 * cpu))
 
-    def all_there(self) -> None:
+    def all_there(self, migrations: int) -> None:
         for cpu, seen in self.seen.items():
             # What was told to a client that went away before it could look is told again to the next one.
             once = sorted(set(seen))
-            check(len(seen) - len(once) <= 3 * MIGRATIONS, f"vCPU {cpu}: hits are told twice: {seen}")
+            check(len(seen) - len(once) <= migrations, f"vCPU {cpu}: hits are told twice: {seen}")
             equal(f"hits of vCPU {cpu}", once, list(range(once[0], once[0] + len(once))) if once else [])
 
 
@@ -68,18 +71,18 @@ def body() -> None:
             hits.take()
     else:
         # gdb had it out at that moment, to step over it: what is not set does not move.
-        hits.all_there()
+        hits.all_there(migrations)
         hits = Hits({"0": [], "1": []})
     gdb.execute("set breakpoint always-inserted on", to_string=True)
     point = hbreak(HARDWARE)
     for _ in range(HITS):
         cont_to(point)
         hits.take()
-    if armed < MIGRATIONS and migrations < 3 * MIGRATIONS:
+    if migrations < (TRIES if armed else TRIES_FOR_ONE) and armed < MIGRATIONS:
         moving = Meanwhile(migrate, vm)
         run_until_it_moves(moving, hits)
         go_with_it(moving.result(), hits, migrations + 1, armed)
-    hits.all_there()
+    hits.all_there(migrations)
     check(armed > 0, f"the breakpoint was in at none of {migrations} migrations")
     delete_all()
     poll()
