@@ -1,0 +1,48 @@
+# scenario: guest=linux cpus=2 timeout=240 moves=yes needs=hardware-breakpoint,single-step
+"""A guest that is saved while one vCPU serves an interrupt, and the other one does not: both go on where it is restored."""
+
+from fleet import *
+from moving import *
+
+# Between the interrupt's acknowledgement and its end.
+SERVES = "arch_timer_handler_virt"
+# It masks interrupts to idle, and serves none.
+IDLES = "cpu_do_idle"
+
+
+def serves_none(cpu: int) -> bool:
+    gdb.execute(f"thread {cpu + 1}", to_string=True)
+    return not masked() or where(reg("pc")).split(" ")[0] == IDLES
+
+
+def serve(cpu: int) -> None:
+    """Stops this vCPU in its handler and the other one outside of any."""
+    handler = hbreak(SERVES)
+    for _ in range(200):
+        cont_to(handler)
+        if gdb.selected_thread().num == cpu + 1 and serves_none(1 - cpu):
+            gdb.execute(f"thread {cpu + 1}", to_string=True)
+            handler.delete()
+            return
+    raise Failure(f"vCPU {cpu} never serves an interrupt alone")
+
+
+def body() -> None:
+    poll()
+    vm = FIRST
+    for cpu in range(2):
+        serve(cpu)
+        name = f"interrupt-{cpu}"
+        snapshot(vm, name)
+        forget()
+        vm = restore(name)
+        meet(vm)
+        equal("place", where(reg("pc")), SERVES)
+        equal("vCPU", gdb.selected_thread().num, cpu + 1)
+        poll()
+        command("syscalls", 3)
+        done("syscalls")
+        equal("calls that the guest counted", [u64(sym("syscalls") + 8 * n) for n in range(2)], [3, 3])
+
+
+run(body)
