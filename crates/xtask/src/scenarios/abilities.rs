@@ -15,12 +15,9 @@ use super::{LinuxGuest, Suite};
 use crate::paths;
 use crate::progress::note;
 use crate::report::Status;
-use crate::vmm::GuestOptions;
 
 /// Longer than the probe waits by itself.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(40);
-/// The Linux guest of scenarios.
-const LINUX_CPUS: u32 = 2;
 
 /// One thing that a host can do or not.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,28 +117,30 @@ impl Suite<'_> {
     /// # Errors
     /// If the guest to try them out cannot be made.
     pub(super) fn lacks(&mut self, scenario: &Scenario) -> Result<Option<Ability>> {
-        let linux = (scenario.guest == GuestKind::Linux).then_some(Ability::Linux);
-        for ability in scenario.needs.iter().cloned().chain(linux) {
-            if !self.can(&ability)? {
-                return Ok(Some(ability));
+        for ability in &scenario.needs {
+            if !self.can(ability)? {
+                return Ok(Some(ability.clone()));
             }
         }
-        Ok(None)
+        let boots = scenario.guest != GuestKind::Linux
+            || self.found(&Ability::Linux, |suite| Ok(suite.boots_linux(scenario)))?;
+        Ok((!boots).then_some(Ability::Linux))
     }
 
-    /// Whether the host has it; tried out the first time.
+    /// Whether the host has what a bare-metal guest can show; tried out the first time.
     ///
     /// # Errors
     /// If the guest to try it out cannot be made.
     pub(super) fn can(&mut self, ability: &Ability) -> Result<bool> {
+        self.found(ability, |suite| suite.probe(ability))
+    }
+
+    fn found(&mut self, ability: &Ability, try_out: impl FnOnce(&mut Self) -> Result<bool>) -> Result<bool> {
         let Abilities::Found(found) = &self.abilities else { return Ok(true) };
         if let Some(there) = found.get(ability) {
             return Ok(*there);
         }
-        let there = match ability {
-            Ability::Linux => self.boots_linux(),
-            _ => self.probe(ability)?,
-        };
+        let there = try_out(self)?;
         if let Abilities::Found(found) = &mut self.abilities {
             found.insert(ability.clone(), there);
         }
@@ -169,13 +168,16 @@ impl Suite<'_> {
         Ok(outcome.status == Status::Passed)
     }
 
-    /// Whether it does; it is the next scenario's guest then.
-    fn boots_linux(&mut self) -> bool {
-        match self.new_linux(GuestOptions { cpus: LINUX_CPUS, ..GuestOptions::default() }) {
-            Ok((running, facts)) => {
-                self.guest = Some(LinuxGuest { running, cpus: LINUX_CPUS, facts });
-                true
-            }
+    /// Whether it does; the guest is this scenario's then.
+    fn boots_linux(&mut self, scenario: &Scenario) -> bool {
+        let booted = match self.vmm.mover() {
+            Some(mover) if scenario.moves && self.begins_restored() => self.booted(mover, scenario).map(drop),
+            _ => self.new_linux(scenario.guest_options()).map(|(running, facts)| {
+                self.guest = Some(LinuxGuest { running, cpus: scenario.cpus, facts });
+            }),
+        };
+        match booted {
+            Ok(()) => true,
             Err(error) => {
                 let text = format!("{error:#}");
                 note(format!("a Linux guest does not boot: {}", text.lines().next().unwrap_or_default()));

@@ -203,6 +203,11 @@ struct Suite<'a> {
     context: &'a Context,
     host: Option<&'a KvmHost>,
     vmm: &'a dyn Vmm,
+/// What a scenario that moves its Linux guest wants of it.
+fn moving_options(scenario: &Scenario) -> GuestOptions {
+    GuestOptions { memory: MOVING_MEMORY, ..scenario.guest_options() }
+}
+
     /// What the host can do.
     abilities: Abilities,
     /// The Linux guest that the next scenario may use.
@@ -339,13 +344,12 @@ impl Suite<'_> {
         let Some(mover) = vmm.mover() else { return Ok(None) };
         // The host's memory is not for guests that nobody uses.
         self.guest = None;
-        let options = scenario.guest_options();
         let (guest, facts) = match scenario.guest {
             GuestKind::Bare => {
-                let (guest, facts) = self.bare(&options)?;
+                let (guest, facts) = self.bare(&scenario.guest_options())?;
                 (guest.into(), facts)
             }
-            GuestKind::Linux => self.moving_linux(mover, GuestOptions { memory: MOVING_MEMORY, ..options })?,
+            GuestKind::Linux => self.moving_linux(mover, scenario)?,
         };
         let ram = self.vmm.layout(scenario.cpus).ram_base;
         let mut connection = self.facts(&*guest, scenario.cpus);
@@ -366,23 +370,18 @@ impl Suite<'_> {
         Ok(Some(outcome))
     }
 
-    /// A Linux guest that is going to be moved: a new one, or, where a boot takes minutes, the first one once more, restored.
-    fn moving_linux(&mut self, mover: &dyn Mover, options: GuestOptions) -> Result<(Arc<dyn RunningGuest>, Facts)> {
-        if self.patience() == 1 {
-            let (guest, facts) = self.new_linux(options)?;
+    /// Whether a Linux guest that is going to be moved is the first one once more, restored: a boot takes minutes here.
+    fn begins_restored(&self) -> bool {
+        self.patience() > 1
+    }
+
+    /// A Linux guest that is going to be moved.
+    fn moving_linux(&mut self, mover: &dyn Mover, scenario: &Scenario) -> Result<(Arc<dyn RunningGuest>, Facts)> {
+        if !self.begins_restored() {
+            let (guest, facts) = self.new_linux(moving_options(scenario))?;
             return Ok((guest.into(), facts));
         }
-        let name = format!("{BOOTED}-{}", options.cpus);
-        let facts = match self.booted.get(&options.cpus) {
-            Some(facts) => facts.clone(),
-            None => {
-                let cpus = options.cpus;
-                let (guest, facts) = self.new_linux(options)?;
-                mover.snapshot(&*guest, &name)?;
-                self.booted.insert(cpus, facts.clone());
-                facts
-            }
-        };
+        let (name, facts) = self.booted(mover, scenario)?;
         let guest = mover.restore(&name, &Landing { gdb: true, ..Landing::default() })?;
         while mover.status(&*guest)?.starts_with(RESTORING) {
             thread::sleep(Duration::from_millis(50));
@@ -394,6 +393,18 @@ impl Suite<'_> {
     fn bare(&self, options: &GuestOptions) -> Result<(Box<dyn RunningGuest>, Facts)> {
         let elf = guests::bare(self.context, &self.vmm.layout(options.cpus))?;
         let guest = self.vmm.start(&GuestOptions {
+    /// The snapshot of a Linux guest for scenarios like this one, whose init is up; made at the first call.
+    fn booted(&mut self, mover: &dyn Mover, scenario: &Scenario) -> Result<(String, Facts)> {
+        let name = format!("{BOOTED}-{}", scenario.cpus);
+        if let Some(facts) = self.booted.get(&scenario.cpus) {
+            return Ok((name, facts.clone()));
+        }
+        let (guest, facts) = self.new_linux(moving_options(scenario))?;
+        mover.snapshot(&*guest, &name)?;
+        self.booted.insert(scenario.cpus, facts.clone());
+        Ok((name, facts))
+    }
+
             kernel: Some(elf.clone()),
             memory: 64,
             wait_for_gdb: true,
