@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use crate::arch::Arch;
 use crate::assets::guest_initramfs;
 use crate::console::Console;
 use crate::context::Context;
@@ -15,7 +16,7 @@ use crate::packages::Tool;
 use crate::paths;
 use crate::progress::note;
 use crate::symbols::kernel_symbols;
-use crate::vmm::{self, CMDLINE, GuestOptions};
+use crate::vmm::{self, CMDLINE, GuestOptions, NESTED_CMDLINE};
 
 /// How soon Ctrl-A x is noticed.
 const POLL: Duration = Duration::from_millis(100);
@@ -29,9 +30,9 @@ pub struct RunOptions {
     /// Initramfs instead of one with busybox
     #[arg(long, value_name = "PATH")]
     initrd: Option<PathBuf>,
-    /// Kernel command line
-    #[arg(long, default_value = CMDLINE)]
-    cmdline: String,
+    /// Kernel command line, instead of one that this host's guests boot with
+    #[arg(long)]
+    cmdline: Option<String>,
     /// Number of vCPUs
     #[arg(long, default_value_t = 2, value_name = "N")]
     cpus: u32,
@@ -41,6 +42,14 @@ pub struct RunOptions {
     /// Execute nothing before gdb has attached and continued
     #[arg(long)]
     wait_for_gdb: bool,
+}
+
+/// The command line with which Linux boots in guests of a host.
+fn cmdline(host: &KvmHost) -> String {
+    match host.arch() {
+        Arch::X86_64 if host.is_emulated() => format!("{CMDLINE} {NESTED_CMDLINE}"),
+        _ => CMDLINE.to_owned(),
+    }
 }
 
 /// Starts the guest and is its console until it ends or the user leaves.
@@ -65,7 +74,7 @@ pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
         &GuestOptions {
             kernel: options.kernel.clone(),
             initrd,
-            cmdline: options.cmdline.clone(),
+            cmdline: options.cmdline.clone().unwrap_or_else(|| cmdline(&host)),
             cpus: options.cpus,
             memory: options.memory,
             wait_for_gdb: options.wait_for_gdb,

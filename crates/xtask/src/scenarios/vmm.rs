@@ -175,10 +175,7 @@ impl Vmm for ReferenceVmm<'_> {
     fn cmdline(&self) -> &'static str {
         match self.context.arch() {
             Arch::Arm64 => "",
-            // Whoever calibrates the TSC with a debugger's stops in between gets it wrong, and mitigations take long to
-            // emulate. Where a CPU's delay loop is calibrated (init/calibrate.c), a CPU that comes up waits for another's
-            // ticks with interrupts off and without PAUSE: KVM in Bochs does not leave it, and has one CPU for both.
-            Arch::X86_64 => "mitigations=off tsc=reliable lpj=400000",
+            Arch::X86_64 => vmm::NESTED_CMDLINE,
         }
     }
 
