@@ -82,6 +82,9 @@ pub struct ScenarioOptions {
     /// Only scenarios whose name contains this; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
+    /// Leave out nothing that is slow: with --arch x86_64 all scenarios with a Linux guest are tried in Bochs as well
+    #[arg(long)]
+    pub all: bool,
     /// No scenario may take longer, for a VMM with which many never end
     #[arg(long, value_name = "SECONDS")]
     pub limit: Option<u64>,
@@ -98,6 +101,7 @@ impl Default for ScenarioOptions {
             binary: None,
             pristine: None,
             only: Vec::new(),
+            all: false,
             limit: None,
             json: None,
         }
@@ -199,15 +203,15 @@ fn write_json(options: &ScenarioOptions, results: &[CaseResult]) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-struct Suite<'a> {
-    context: &'a Context,
-    host: Option<&'a KvmHost>,
-    vmm: &'a dyn Vmm,
 /// What a scenario that moves its Linux guest wants of it.
 fn moving_options(scenario: &Scenario) -> GuestOptions {
     GuestOptions { memory: MOVING_MEMORY, ..scenario.guest_options() }
 }
 
+struct Suite<'a> {
+    context: &'a Context,
+    host: Option<&'a KvmHost>,
+    vmm: &'a dyn Vmm,
     /// What the host can do.
     abilities: Abilities,
     /// The Linux guest that the next scenario may use.
@@ -389,10 +393,6 @@ impl Suite<'_> {
         Ok((guest, facts))
     }
 
-    /// A new bare-metal guest that has executed nothing yet.
-    fn bare(&self, options: &GuestOptions) -> Result<(Box<dyn RunningGuest>, Facts)> {
-        let elf = guests::bare(self.context, &self.vmm.layout(options.cpus))?;
-        let guest = self.vmm.start(&GuestOptions {
     /// The snapshot of a Linux guest for scenarios like this one, whose init is up; made at the first call.
     fn booted(&mut self, mover: &dyn Mover, scenario: &Scenario) -> Result<(String, Facts)> {
         let name = format!("{BOOTED}-{}", scenario.cpus);
@@ -405,6 +405,10 @@ impl Suite<'_> {
         Ok((name, facts))
     }
 
+    /// A new bare-metal guest that has executed nothing yet.
+    fn bare(&self, options: &GuestOptions) -> Result<(Box<dyn RunningGuest>, Facts)> {
+        let elf = guests::bare(self.context, &self.vmm.layout(options.cpus))?;
+        let guest = self.vmm.start(&GuestOptions {
             kernel: Some(elf.clone()),
             memory: 64,
             wait_for_gdb: true,

@@ -33,6 +33,9 @@ pub struct TestOptions {
     /// Leave out the scenarios; they are counted as skipped
     #[arg(long)]
     no_scenarios: bool,
+    /// Leave out nothing for being slow: scenarios with a Linux guest, and tests, that take minutes in Bochs. An hour longer
+    #[arg(long)]
+    all: bool,
 }
 
 /// Crates whose tests run on the KVM host as well: those that do something else on arm64.
@@ -108,13 +111,12 @@ fn on_x86_64(context: &Context, options: &TestOptions, possible: bool, report: &
         } else if !possible {
             report.skip(&name, "the packages for it cannot be had");
         } else {
-            match x86_64::tests(&context.of(Arch::X86_64), emulator) {
+            match x86_64::tests(&context.of(Arch::X86_64), emulator, options.all) {
                 Ok(mut command) => report.cargo_test(&name, &mut command),
                 Err(error) => report.fail(&name, &format!("{error:#}")),
             }
-            let left_out = x86_64::left_out(emulator);
-            if !left_out.is_empty() {
-                report.skip(&format!("{name}: {}", left_out.join(", ")), "its CPU takes minutes for each, or for ever");
+            for test in x86_64::left_out(emulator, options.all) {
+                report.skip(&format!("{name}: {test}"), "slow there; --all runs it");
             }
         }
     }
@@ -175,7 +177,8 @@ fn scenarios_on_x86_64(context: &Context, options: &TestOptions, possible: bool,
         report.skip(name, "the packages for them cannot be had");
     } else {
         let context = context.of(Arch::X86_64);
-        report.scenarios(name, || scenarios::run_on_x86_64(&context, &ScenarioOptions::default()));
+        let scenario_options = ScenarioOptions { all: options.all, ..ScenarioOptions::default() };
+        report.scenarios(name, || scenarios::run_on_x86_64(&context, &scenario_options));
     }
 }
 

@@ -125,11 +125,11 @@ fn files() -> Vec<(String, PathBuf)> {
     files.map(|(name, path)| (name, path.into())).collect()
 }
 
-/// The tests of x86_64 guests on KVM, with this program as cargo's runner.
+/// The tests of x86_64 guests on KVM, with this program as cargo's runner; what is slow there only where `all` are asked for.
 ///
 /// # Errors
 /// If this program's path can't be one of a runner, or the guest's files can't be had.
-pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
+pub fn tests(context: &Context, emulator: Emulator, all: bool) -> Result<Command> {
     let executable = std::env::current_exe()?;
     let path = executable.to_str().context("the path of this program is no text")?;
     if path.contains(char::is_whitespace) {
@@ -147,9 +147,9 @@ pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
         // The host has no C library.
         .env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-C target-feature=+crt-static")
         .env(format!("CARGO_TARGET_{variable}_RUNNER"), format!("{path} x86-runner {}", emulator.name()));
-    command.args(left_out(emulator).iter().flat_map(|test| ["--skip", test]));
+    command.args(left_out(emulator, all).iter().flat_map(|test| ["--skip", test]));
     if emulator == Emulator::Qemu {
-        // In Bochs a Linux guest boots with what the scenarios tell it, and slowly.
+        // In Bochs scenarios have a Linux guest, and it boots slowly.
         command.env(format!("{FILE_VARIABLE}KERNEL"), assets::kernel(&context.packages)?.image).env(
             format!("{FILE_VARIABLE}INITRD"),
             guest_initramfs(&context.packages, &[GuestFile::script("/init", GUEST_INIT)])?,
@@ -158,10 +158,10 @@ pub fn tests(context: &Context, emulator: Emulator) -> Result<Command> {
     Ok(command)
 }
 
-/// Tests of reference-vmm that are not tried on an emulator, since its CPU takes minutes for them or gives no result at all
-/// (docs/testing.md has what was seen).
-pub fn left_out(emulator: Emulator) -> &'static [&'static str] {
+/// Tests of reference-vmm that are not tried on an emulator whose CPU takes minutes for them, unless `all` are asked for.
+pub fn left_out(emulator: Emulator, all: bool) -> &'static [&'static str] {
     match emulator {
+        _ if all => &[],
         Emulator::Qemu => &[],
         Emulator::Bochs => &[
             "a_reset_leaves_nothing_in_registers",
