@@ -13,7 +13,9 @@ use guest_debug::{Breakpoint, DebugVcpu as _, Gva, ResumeAction, StopReason, Vcp
 use reference_vmm::config::DebugMode;
 use reference_vmm::pc::layout::{HIGH_RAM, STACK, ZERO_PAGE};
 use std::time::{Duration, Instant};
-use support::{Ability, NOP, POWER_OFF, Running, V0, guest_code, linux};
+use support::{
+    Ability, NOP, POWER_OFF, Running, V0, guest_code, linux, nothing_is_left_of_a_step_over_a_port, skipped,
+};
 
 /// INC RBX
 const COUNT: &[u8] = &[0x48, 0xff, 0xc3];
@@ -45,7 +47,7 @@ fn a_reset_boots_again() {
     }
 }
 
-// Resets the machine the first time, says so the second time, and spins.
+// Resets the machine the first time, says so the second time, and spins, with interrupts on (see moving.rs).
 guest_code!(
     resets_once,
     "mov rbx, 0x200000",
@@ -54,7 +56,8 @@ guest_code!(
     "mov qword ptr [rbx], 1",
     "mov al, 0xfe",
     "out 0x64, al",
-    "2: mov qword ptr [rbx + 8], 1",
+    "2: sti",
+    "mov qword ptr [rbx + 8], 1",
     "3: jmp 3b",
 );
 
@@ -122,6 +125,9 @@ fn a_step_over_a_port_executes_it_once() {
     assert_eq!((step(), vm.get(0, Reg::Rip)), (StopReason::Step, HIGH_RAM + 4));
     assert_eq!((step(), step()), (StopReason::Step, StopReason::Step));
     assert_eq!((vm.get(0, Reg::Rip), vm.printed.lock().unwrap().len()), (HIGH_RAM + 7, 1));
+    if !nothing_is_left_of_a_step_over_a_port() {
+        return skipped("such a step leaves a #DB pending here, which the guest gets when nobody steps it any more");
+    }
     assert_eq!(vm.end(), (Ok(()), "!".to_owned()));
 }
 
