@@ -164,14 +164,10 @@ pub fn left_out(emulator: Emulator, all: bool) -> &'static [&'static str] {
         _ if all => &[],
         Emulator::Qemu => &[],
         Emulator::Bochs => &[
-            "a_reset_leaves_nothing_in_registers",
-            "a_step_over_a_port_executes_it_once",
             "moving::a_step_goes_on_after_the_move",
             "moving::a_stop_is_told_again_after_the_move_and_the_guest_goes_on",
-            "moving::memory_above_the_devices_is_the_guests",
             "moving::what_a_debugger_armed_hits_after_the_move_while_the_guest_runs",
             "moving::what_the_guest_has_in_its_debug_registers_moves",
-            "refused::",
         ],
     }
 }
