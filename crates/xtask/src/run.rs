@@ -45,8 +45,8 @@ pub struct RunOptions {
 }
 
 /// The command line with which Linux boots in guests of a host.
-fn cmdline(host: &KvmHost) -> String {
-    match host.arch() {
+fn cmdline(context: &Context, host: &KvmHost) -> String {
+    match context.arch() {
         Arch::X86_64 if host.is_emulated() => format!("{CMDLINE} {NESTED_CMDLINE}"),
         _ => CMDLINE.to_owned(),
     }
@@ -74,7 +74,7 @@ pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
         &GuestOptions {
             kernel: options.kernel.clone(),
             initrd,
-            cmdline: options.cmdline.clone().unwrap_or_else(|| cmdline(&host)),
+            cmdline: options.cmdline.clone().unwrap_or_else(|| cmdline(context, &host)),
             cpus: options.cpus,
             memory: options.memory,
             wait_for_gdb: options.wait_for_gdb,

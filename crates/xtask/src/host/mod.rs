@@ -279,11 +279,6 @@ impl KvmHost {
         Ok(format!("{kind}, Linux {}", uname.stdout_text().trim()))
     }
 
-    /// Of its guests, and its own.
-    pub fn arch(&self) -> Arch {
-        self.arch
-    }
-
     /// Whose KVM it has, for messages.
     pub fn kvm(&self) -> &'static str {
         match (&self.machine, self.arch) {
