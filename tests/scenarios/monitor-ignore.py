@@ -23,7 +23,7 @@ def body() -> None:
             check(stop.at(point), f"a stop that was not asked for: {stop}")
             stops += 1
             if stops == 1:
-                counted = sum(u64(sym("syscalls") + 8 * n) for n in range(2))
+                counted = sum(counters())
                 # The call that stopped, and perhaps one of the other vCPU, have not been counted by the guest.
                 check(counted in (IGNORED, IGNORED - 1), f"the guest has counted {counted}")
         equal("stops", stops, 2 * CALLS - IGNORED)

@@ -53,6 +53,11 @@ def done(name: str) -> None:
     raise Failure(f"the agent does not end {name}")
 
 
+def counters() -> list[int]:
+    """The calls that the agent has counted on each vCPU."""
+    return [u64(sym("syscalls") + 8 * cpu) for cpu in range(2)]
+
+
 def jiffies_address() -> int:
     """Address of the kernel's tick counter. Debian's kernel has symbols of functions only: the code that counts it tells."""
     pc = sym("do_timer")

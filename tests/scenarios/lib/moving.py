@@ -14,8 +14,6 @@ HARDWARE = SYSCALL
 SOFTWARE = ARCH.behind_getpid
 # Of debug registers for everything `poll` needs one as well.
 DONE_KIND, break_done = ("software breakpoint", sbreak) if ARCH.slots else ("hardware breakpoint", hbreak)
-
-
 # Among the hits of a round: the counters that were found changed at hits of their watch.
 CHANGES = "changed counters"
 
@@ -57,11 +55,6 @@ def everything_listed() -> None:
         ("software breakpoint", SOFTWARE), ("write watchpoint", "syscalls"),
     ):
         check(f"{kind} at {sym(address):#x}" in text, f"no {kind} at {address} in\n{text}")
-
-
-def counters() -> list[int]:
-    """The calls that the guest has counted on each vCPU."""
-    return [u64(sym("syscalls") + 8 * n) for n in range(2)]
 
 
 def where_it_is() -> str:
