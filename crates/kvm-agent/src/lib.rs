@@ -8,11 +8,13 @@
 //! every user of the machine. Nothing here is meant for an untrusted network.
 
 mod exec;
+mod held;
 mod protocol;
 mod relay;
 mod serial;
 mod server;
 
+pub use held::HeldVm;
 pub use protocol::{
     CHUNK, Command, Endpoint, Exit, Frame, Kind, MAX_PAYLOAD, ProtocolError, Request, Signal, VERSION, decode_exit,
     decode_hello, decode_signal, encode_exit, encode_hello, encode_signal, read_frame, write_frame,

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::process::ExitCode;
 use std::thread;
 
-use kvm_agent::{ServerConfig, serve, serve_line};
+use kvm_agent::{HeldVm, ServerConfig, serve, serve_line};
 
 fn main() -> ExitCode {
     match run() {
@@ -24,6 +24,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let (Some(place), Some(token_file)) = (arguments.next(), arguments.next()) else {
         return Err("usage: kvm-agent PORT|DEVICE TOKEN_FILE".into());
     };
+    let _vm = HeldVm::new().map_err(|error| format!("/dev/kvm: {error}"))?;
     let token = fs::read_to_string(&token_file).map_err(|error| format!("{token_file}: {error}"))?;
     let config = ServerConfig::new(token.trim());
     if !place.starts_with('/') {
