@@ -5,6 +5,9 @@ use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
+use libc::{MSG_DONTWAIT, MSG_NOSIGNAL};
+use socket2::SockRef;
+
 use crate::protocol::Endpoint;
 
 /// A connected socket of either family.
@@ -39,7 +42,19 @@ impl Stream {
         }
     }
 
-    fn shutdown(&self, how: Shutdown) {
+    /// Writes what the socket takes without waiting.
+    ///
+    /// # Errors
+    /// As [`Write::write`]; [`io::ErrorKind::WouldBlock`] if it is full.
+    pub(crate) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let socket = match self {
+            Self::Tcp(stream) => SockRef::from(stream),
+            Self::Unix(stream) => SockRef::from(stream),
+        };
+        socket.send_with_flags(bytes, MSG_DONTWAIT | MSG_NOSIGNAL)
+    }
+
+    pub(crate) fn shutdown(&self, how: Shutdown) {
         // Fails only if the peer is gone already, which is what a shutdown is for.
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(how),
@@ -48,21 +63,37 @@ impl Stream {
     }
 }
 
-impl Read for Stream {
+impl Read for &Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
+            Stream::Tcp(stream) => (&*stream).read(buffer),
+            Stream::Unix(stream) => (&*stream).read(buffer),
         }
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => (&*stream).write(buffer),
+            Stream::Unix(stream) => (&*stream).write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self).read(buffer)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(buffer),
-            Self::Unix(stream) => stream.write(buffer),
-        }
+        (&*self).write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,21 +1,19 @@
 //! Boots an x86_64 host in Bochs, whose only way in is a serial line.
 
 use std::fs::File;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::sync::mpsc::{self, TryRecvError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use kvm_agent::LineClient;
+use anyhow::{Context as _, Result, anyhow};
+use kvm_agent::{Capacity, LineClient};
 
 use super::client::Client;
 use super::disk::{IDE, UploadDisk};
 use super::emulator::{log, run_directory};
 use super::image::{self, Link};
+use super::line::{self, Boot};
 use super::new_token;
 use crate::assets;
 use crate::context::Context;
@@ -26,7 +24,6 @@ use crate::x86_64::bochs::Machine;
 
 /// It takes 25 to 90 seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
-const POLL: Duration = Duration::from_millis(100);
 /// The line is slow, and so is the machine.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -55,9 +52,8 @@ impl Bochs {
         let disk = UploadDisk::create(&directory, IDE)?;
         let initrd = directory.join("initramfs");
         image::write(context, &kernel, &token, Link::Serial, &initrd)?;
-        let (line, port) = listen()?;
-        // Bochs is to be asked whether it is there still.
-        line.set_nonblocking(true)?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on the loopback address")?;
+        let port = listener.local_addr()?.port();
         let console = directory.join("console.log");
         let emulator_log = File::create(directory.join("bochs-output.log"))?;
         let mut command =
@@ -66,8 +62,7 @@ impl Bochs {
         let progress = Progress::start("booting an x86_64 KVM host in Bochs");
         let child = command.spawn().context("cannot start Bochs")?;
         let mut bochs = Self { child, directory };
-        let line = bochs.wait_for_line(&line)?;
-        let mut client = Client::new(carry(line)?, token);
+        let mut client = line::client(bochs.wait_for_line(&listener)?, token)?;
         client.patience = ANSWER;
         client.ping().context("the agent in Bochs has greeted, and does not answer")?;
         progress.done();
@@ -76,46 +71,23 @@ impl Bochs {
 
     /// Waits until Bochs has connected its serial port and the agent has greeted.
     fn wait_for_line(&mut self, listener: &TcpListener) -> Result<LineClient> {
-        let deadline = Instant::now() + BOOT_TIMEOUT;
-        let stream = self.poll(deadline, || match listener.accept() {
-            Ok((stream, _)) => Ok(Some(stream)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error).context("waiting for Bochs' serial port"),
-        })?;
-        stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
-        let (sender, receiver) = mpsc::channel();
-        let reader = stream.try_clone()?;
-        // It ends with Bochs.
-        thread::spawn(move || sender.send(LineClient::attach(reader, stream)));
-        self.poll(deadline, || match receiver.try_recv() {
-            Ok(line) => Ok(Some(line.context("waiting for the agent's greeting")?)),
-            Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => bail!("nobody waits for the agent's greeting"),
-        })
-    }
-
-    fn poll<T>(&mut self, deadline: Instant, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        loop {
-            let problem = match (self.child.try_wait()?, look()) {
-                (_, Ok(Some(found))) => return Ok(found),
-                (Some(status), _) => format!("Bochs ended with {status}"),
-                (None, Err(error)) => format!("{error:#}"),
-                (None, Ok(None)) if Instant::now() > deadline => {
-                    format!("the agent in Bochs did not greet within {} s", BOOT_TIMEOUT.as_secs())
-                }
-                (None, Ok(None)) => {
-                    thread::sleep(POLL);
-                    continue;
-                }
-            };
+        // Bochs is to be asked whether it is there still.
+        listener.set_nonblocking(true)?;
+        let boot = Boot { name: "Bochs", emulator: &mut self.child, timeout: BOOT_TIMEOUT, capacity: Capacity::SERIAL };
+        let line = boot.wait(|| {
+            let (stream, _) = listener.accept()?;
+            stream.set_nonblocking(false)?;
+            stream.set_nodelay(true)?;
+            Ok((stream.try_clone()?, stream))
+        });
+        line.map_err(|error| {
             let text = |name| log(&self.directory, name);
-            bail!(
-                "{problem}; its output ends with\n{}\nand the console with\n{}",
+            anyhow!(
+                "{error:#}; its output ends with\n{}\nand the console with\n{}",
                 text("bochs-output.log"),
                 text("console.log")
-            );
-        }
+            )
+        })
     }
 }
 
@@ -126,22 +98,4 @@ impl Drop for Bochs {
         // Left behind, it is removed by the next run.
         let _ = paths::remove(&self.directory);
     }
-}
-
-/// An address whose connections go over the line, until that ends.
-fn carry(line: LineClient) -> Result<SocketAddr> {
-    let (listener, port) = listen()?;
-    thread::spawn(move || {
-        for accepted in listener.incoming() {
-            // A line that is down shows in the connection's end.
-            let _: io::Result<()> = accepted.and_then(|stream: TcpStream| line.carry(stream));
-        }
-    });
-    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-}
-
-fn listen() -> Result<(TcpListener, u16)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on the loopback address")?;
-    let port = listener.local_addr()?.port();
-    Ok((listener, port))
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use kvm_agent::{
-    Command, Endpoint, Exit, Frame, Kind, ProtocolError, Request, decode_exit, encode_hello, read_frame, write_frame,
+    Command, Endpoint, Exit, Frame, Kind, LineClient, ProtocolError, Request, Stream, decode_exit, encode_hello,
+    read_frame, relay, write_frame,
 };
 
 /// How long an agent may take to answer the hello. An emulated host that is busy takes its time.
@@ -20,6 +21,8 @@ const SILENCE: Duration = Duration::from_secs(300);
 pub(super) struct Client {
     address: SocketAddr,
     token: String,
+    /// What its connections are carried over, where that is ours.
+    line: Option<LineClient>,
     /// How long the answer to the hello may take.
     pub(super) patience: Duration,
     /// How long a command that somebody waits for may print nothing.
@@ -51,7 +54,11 @@ impl Output {
 
 impl Client {
     pub(super) fn new(address: SocketAddr, token: String) -> Self {
-        Self { address, token, patience: HELLO, silence: SILENCE }
+        Self { address, token, line: None, patience: HELLO, silence: SILENCE }
+    }
+
+    pub(super) fn with_line(self, line: LineClient) -> Self {
+        Self { line: Some(line), ..self }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -150,6 +157,15 @@ impl Client {
         let mut stream = self.request(&Request::Connect(endpoint.clone()))?;
         expect_ok(&mut stream)?;
         Ok(stream)
+    }
+
+    /// Carries a connection to that socket: as directly as can be, since a debugger's packets go this way one by one.
+    pub(super) fn carry(&self, local: TcpStream, endpoint: &Endpoint) -> Result<()> {
+        local.set_nodelay(true)?;
+        match &self.line {
+            Some(line) => Ok(line.connect(local, endpoint.clone())?),
+            None => Ok(relay(Stream::Tcp(local), Stream::Tcp(self.connect(endpoint)?))?),
+        }
     }
 }
 

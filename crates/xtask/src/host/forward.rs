@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context as _, Result};
-use kvm_agent::{Endpoint, Stream, relay};
+use kvm_agent::Endpoint;
 
 use super::client::Client;
 use crate::progress::note;
@@ -31,10 +31,7 @@ impl Forward {
                 let Ok(local) = accepted else { continue };
                 let (client, endpoint) = (client.clone(), endpoint.clone());
                 thread::spawn(move || {
-                    let carried = local.set_nodelay(true).map_err(Into::into).and_then(|()| {
-                        let remote = client.connect(&endpoint)?;
-                        Ok::<_, anyhow::Error>(relay(Stream::Tcp(local), Stream::Tcp(remote))?)
-                    });
+                    let carried = client.carry(local, &endpoint);
                     if let Err(error) = carried {
                         note(format!("a connection to {endpoint:?} in the host failed: {error:#}"));
                     }

@@ -11,14 +11,11 @@ use crate::context::Context;
 use crate::cpio::Archive;
 use crate::modules::load_order;
 
-/// Port on which the agent listens inside.
-pub(super) const AGENT_PORT: u16 = 5555;
-
 /// How the agent is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
-    /// Over QEMU's user network.
-    Network,
+    /// Over the only port of virtio-serial.
+    Virtio,
     /// Over the second serial port of a machine that has no other way.
     Serial,
 }
@@ -27,18 +24,18 @@ impl Link {
     /// Modules for it and for the upload disk, and KVM where it is one.
     const fn modules(self, arch: Arch) -> &'static [&'static str] {
         match (self, arch) {
-            (Self::Network, Arch::Arm64) => &["virtio_pci", "virtio_net", "virtio_blk"],
-            (Self::Network, Arch::X86_64) => &["virtio_pci", "virtio_net", "virtio_blk", "kvm_amd"],
+            (Self::Virtio, Arch::Arm64) => &["virtio_pci", "virtio_console", "virtio_blk"],
+            (Self::Virtio, Arch::X86_64) => &["virtio_pci", "virtio_console", "virtio_blk", "kvm_amd"],
             (Self::Serial, _) => &["ata_piix", "sd_mod", "kvm_intel"],
         }
     }
 
-    /// What init does for it, and the agent's first argument. Addresses are those of QEMU's user network; there is nothing else on
-    /// it.
-    fn init(self) -> (&'static str, String) {
+    /// What init does for it, and the agent's first argument.
+    fn init(self) -> (&'static str, &'static str) {
         match self {
-            Self::Network => ("ip addr add 10.0.2.15/24 dev eth0\nip link set eth0 up\n", AGENT_PORT.to_string()),
-            Self::Serial => ("stty -F /dev/ttyS1 raw -echo clocal -crtscts 115200\n", "/dev/ttyS1".to_owned()),
+            // The driver makes its device when it has heard of the port.
+            Self::Virtio => ("until [ -c /dev/vport*p1 ]; do sleep 0.05; done\n", "/dev/vport*p1"),
+            Self::Serial => ("stty -F /dev/ttyS1 raw -echo clocal -crtscts 115200\n", "/dev/ttyS1"),
         }
     }
 }
@@ -75,7 +72,7 @@ pub(super) fn write(context: &Context, kernel: &Kernel, token: &str, link: Link,
     let mut archive = Archive::new();
     let (way, place) = link.init();
     archive.character_device("dev/console", 0o600, 5, 1);
-    archive.file("init", 0o755, INIT.replace("LINK\n", way).replace("PLACE", &place).as_bytes());
+    archive.file("init", 0o755, INIT.replace("LINK\n", way).replace("PLACE", place).as_bytes());
     archive.file("token", 0o600, token.as_bytes());
     archive.file("bin/busybox", 0o755, &fs::read(assets::busybox(&context.packages)?)?);
     archive.link("bin/sh", "busybox");

@@ -1,6 +1,6 @@
 //! The KVM host: this machine where it is one of the architecture, or else an emulated one.
 //!
-//! Both are driven by the same agent (see the `kvm-agent` crate): in the emulated host over a forwarded port, on this
+//! Both are driven by the same agent (see the `kvm-agent` crate): in the emulated host over a line of the emulator's, on this
 //! machine on a thread of this process. What differs is only how the agent is started and whether files need uploading.
 
 mod bochs;
@@ -9,6 +9,7 @@ mod disk;
 mod emulator;
 mod forward;
 mod image;
+mod line;
 mod process;
 mod qemu;
 

@@ -1,18 +1,19 @@
 //! Boots the emulated host.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
+use kvm_agent::{Capacity, LineClient};
 
 use super::client::Client;
 use super::disk::{UploadDisk, VIRTIO};
 use super::emulator::{log, run_directory, tied};
 use super::image::{self, Link};
+use super::line::{self, Boot};
 use super::new_token;
 use crate::arch::Arch;
 use crate::assets::{self, Kernel};
@@ -24,12 +25,8 @@ use crate::progress::Progress;
 /// How long the slowest CPU on a busy machine may take.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// How often the agent is asked whether it is there, and how long it may take to answer then.
-const POLL: Duration = Duration::from_millis(50);
-const ANSWER: Duration = Duration::from_millis(500);
-
-/// How often another port is tried when somebody else took ours.
-const ATTEMPTS: u32 = 3;
+/// Socket of the line in the host's directory; QEMU connects to it.
+const LINE: &str = "line.sock";
 
 /// A running QEMU; killed when dropped, and by the kernel when this process dies.
 pub(super) struct Qemu {
@@ -50,7 +47,7 @@ impl Qemu {
         let token = new_token()?;
         let disk = UploadDisk::create(&directory, VIRTIO)?;
         let initrd = directory.join("initramfs");
-        image::write(context, &kernel, &token, Link::Network, &initrd)?;
+        image::write(context, &kernel, &token, Link::Virtio, &initrd)?;
 
         let progress = Progress::start(format!(
             "booting the emulated {} KVM host ({}, {} CPUs)",
@@ -58,74 +55,41 @@ impl Qemu {
             options.cpu(),
             options.cpus()
         ));
-        let mut attempt = 1;
-        loop {
-            let port = free_port()?;
-            let mut qemu =
-                Self { child: start(options, &kernel, &directory, &disk, port)?, directory: directory.clone() };
-            let client = Client::new(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), token.clone());
-            match qemu.wait_for_agent(&client) {
-                Ok(()) => {
-                    progress.done();
-                    return Ok((qemu, client, disk));
-                }
-                // Between our look and QEMU's start another program can take a port.
-                Err(_) if attempt < ATTEMPTS && qemu.said("Could not set up host forwarding") => {
-                    attempt += 1;
-                    qemu.stop();
-                    // The next attempt keeps the directory.
-                    qemu.directory = PathBuf::new();
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let socket = directory.join(LINE);
+        let listener = UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+        let mut qemu = Self { child: start(options, &kernel, &directory, &disk)?, directory };
+        let client = line::client(qemu.wait_for_line(&listener)?, token)?;
+        client.ping().context("the agent in QEMU has greeted, and does not answer")?;
+        progress.done();
+        Ok((qemu, client, disk))
     }
 
-    fn wait_for_agent(&mut self, client: &Client) -> Result<()> {
-        let deadline = Instant::now() + BOOT_TIMEOUT;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("QEMU ended with {status}\n{}{}", self.log("qemu.log"), self.log("console.log"));
-            }
-            if client.hello(ANSWER).is_ok() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "the agent in the emulated host did not answer within {} s; the console ends with\n{}",
-                    BOOT_TIMEOUT.as_secs(),
-                    self.log("console.log")
-                );
-            }
-            thread::sleep(POLL);
-        }
-    }
-
-    fn log(&self, name: &str) -> String {
-        log(&self.directory, name)
-    }
-
-    fn said(&self, text: &str) -> bool {
-        self.log("qemu.log").contains(text)
-    }
-
-    fn stop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Waits until QEMU has connected its end of the line and the agent has greeted.
+    fn wait_for_line(&mut self, listener: &UnixListener) -> Result<LineClient> {
+        listener.set_nonblocking(true)?;
+        let boot = Boot { name: "QEMU", emulator: &mut self.child, timeout: BOOT_TIMEOUT, capacity: Capacity::VIRTIO };
+        let line = boot.wait(|| {
+            let (stream, _) = listener.accept()?;
+            stream.set_nonblocking(false)?;
+            Ok((stream.try_clone()?, stream))
+        });
+        line.map_err(|error| {
+            let text = |name| log(&self.directory, name);
+            anyhow!("{error:#}\n{}the console ends with\n{}", text("qemu.log"), text("console.log"))
+        })
     }
 }
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        self.stop();
-        if self.directory.is_dir() {
-            // Left behind, it is removed by the next run.
-            let _ = paths::remove(&self.directory);
-        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Left behind, it is removed by the next run.
+        let _ = paths::remove(&self.directory);
     }
 }
 
-fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &UploadDisk, port: u16) -> Result<Child> {
+fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &UploadDisk) -> Result<Child> {
     let log = File::create(directory.join("qemu.log"))?;
     let (program, machine, console) = match options.arch {
         Arch::Arm64 => ("qemu-system-aarch64", "virt,virtualization=on,gic-version=3", "console=ttyAMA0"),
@@ -139,10 +103,9 @@ fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &Upload
         .args(["-display", "none", "-monitor", "none", "-no-reboot"])
         .arg("-serial")
         .arg(format!("file:{}", directory.join("console.log").display()))
-        .arg("-netdev")
-        .arg(format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{}", image::AGENT_PORT))
-        // The option ROM is in a package that is not needed for anything else.
-        .args(["-device", "virtio-net-pci,netdev=net,romfile="])
+        .arg("-chardev")
+        .arg(format!("socket,id=line,path={}", directory.join(LINE).display()))
+        .args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=line"])
         .arg("-drive")
         .arg(format!("if=none,id=uploads,format=raw,readonly=on,file={}", disk.path().display()))
         .args(["-device", "virtio-blk-pci,drive=uploads"])
@@ -161,9 +124,4 @@ fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &Upload
 /// `max` computes pointer authentication codes as the architecture's own algorithm, unless told not to: very slowly.
 fn cpu(model: &str) -> String {
     if model == "max" { "max,pauth-impdef=on".to_owned() } else { model.to_owned() }
-}
-
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on the loopback address")?;
-    Ok(listener.local_addr()?.port())
 }

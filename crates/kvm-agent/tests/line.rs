@@ -9,18 +9,20 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_agent::{
-    Command, Exit, Kind, LineClient, Request, ServerConfig, decode_exit, encode_hello, read_frame, serve, serve_line,
-    write_frame,
+    Capacity, Command, Endpoint, Exit, Kind, LineClient, Request, ServerConfig, decode_exit, encode_hello, read_frame,
+    serve, serve_line, write_frame,
 };
 use proptest::prelude::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+const CAPACITIES: [Capacity; 2] = [Capacity::SERIAL, Capacity::VIRTIO];
+
 /// A line whose far end connects to `server`.
-fn line_to(server: SocketAddr) -> LineClient {
+fn line_to(capacity: Capacity, server: SocketAddr) -> LineClient {
     let (here, there) = UnixStream::pair().unwrap();
-    thread::spawn(move || serve_line(there.try_clone().unwrap(), there, server));
-    LineClient::attach(here.try_clone().unwrap(), here).unwrap()
+    thread::spawn(move || serve_line(there.try_clone().unwrap(), there, capacity, server));
+    LineClient::attach(here.try_clone().unwrap(), here, capacity).unwrap()
 }
 
 /// A connection that goes over the line.
@@ -69,7 +71,7 @@ fn the_agents_own_server_answers_over_the_line() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || serve(&listener, ServerConfig::new("secret")));
-    let mut stream = connect(&line_to(address));
+    let mut stream = connect(&line_to(Capacity::SERIAL, address));
     write_frame(&mut stream, Kind::Hello, &encode_hello("secret")).unwrap();
     let shell = Command { argv: ["sh", "-c", "seq 20000; exit 3"].map(Into::into).to_vec(), ..Command::default() };
     let frame = Request::Exec(shell).encode();
@@ -89,53 +91,96 @@ fn the_agents_own_server_answers_over_the_line() {
 
 #[test]
 fn connections_share_the_line_and_end_by_themselves() {
-    let line = line_to(server(echoes));
-    let mut streams: Vec<_> = (0..20).map(|_| connect(&line)).collect();
-    for round in 0..3_u8 {
-        for (n, stream) in (0..).zip(&mut streams) {
-            let text = [n, round].repeat(1000);
-            assert_eq!(ask(stream, &text), text);
+    for capacity in CAPACITIES {
+        let line = line_to(capacity, server(echoes));
+        let mut streams: Vec<_> = (0..20).map(|_| connect(&line)).collect();
+        for round in 0..3_u8 {
+            for (n, stream) in (0..).zip(&mut streams) {
+                let text = [n, round].repeat(1000);
+                assert_eq!(ask(stream, &text), text);
+            }
         }
-    }
-    for mut stream in streams {
-        // The end of one direction is passed on, and what is under way still comes.
-        stream.write_all(&[9; 3000]).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        let mut rest = Vec::new();
-        stream.read_to_end(&mut rest).unwrap();
-        assert_eq!(rest, [9; 3000]);
+        for mut stream in streams {
+            // The end of one direction is passed on, and what is under way still comes.
+            stream.write_all(&[9; 3000]).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).unwrap();
+            assert_eq!(rest, [9; 3000]);
+        }
     }
 }
 
 #[test]
 fn a_socket_that_nobody_reads_holds_up_itself_only() {
-    let line = line_to(server(|mut stream| {
-        let mut first = [0];
-        stream.read_exact(&mut first).unwrap();
-        match first {
-            // Takes nothing more.
-            [b'd'] => thread::sleep(PATIENCE),
-            // Sends more than fits anywhere.
-            [b't'] => while stream.write_all(&[b'x'; 65536]).is_ok() {},
-            _ => echoes(stream),
+    for capacity in CAPACITIES {
+        let line = line_to(
+            capacity,
+            server(|mut stream| {
+                let mut first = [0];
+                stream.read_exact(&mut first).unwrap();
+                match first {
+                    // Takes nothing more.
+                    [b'd'] => thread::sleep(PATIENCE),
+                    // Sends more than fits anywhere.
+                    [b't'] => while stream.write_all(&[b'x'; 65536]).is_ok() {},
+                    _ => echoes(stream),
+                }
+            }),
+        );
+        let (mut deaf, mut talkative) = (connect(&line), connect(&line));
+        deaf.write_all(b"d").unwrap();
+        deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        while deaf.write_all(&[b'x'; 65536]).is_ok() {}
+        talkative.write_all(b"t").unwrap();
+        let mut stream = connect(&line);
+        stream.write_all(b"e").unwrap();
+        for _ in 0..100 {
+            assert_eq!(ask(&mut stream, b"are you there?"), b"are you there?");
         }
-    }));
-    let (mut deaf, mut talkative) = (connect(&line), connect(&line));
-    deaf.write_all(b"d").unwrap();
-    deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-    while deaf.write_all(&[b'x'; 65536]).is_ok() {}
-    talkative.write_all(b"t").unwrap();
-    let mut stream = connect(&line);
-    stream.write_all(b"e").unwrap();
-    for _ in 0..100 {
-        assert_eq!(ask(&mut stream, b"are you there?"), b"are you there?");
     }
+}
+
+#[test]
+fn a_channel_goes_to_any_socket_of_the_far_end() {
+    let gone = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let line = line_to(Capacity::VIRTIO, gone);
+    let open = |port: u16| {
+        let (ours, carried) = pair();
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        line.connect(carried, Endpoint::Tcp(port)).map(|()| ours)
+    };
+    // Who speaks first is the socket's own matter.
+    let greets = server(|mut stream| {
+        stream.write_all(b"welcome").unwrap();
+        echoes(stream);
+    });
+    for _ in 0..20 {
+        let mut stream = open(greets.port()).unwrap();
+        let mut welcome = [0; 7];
+        stream.read_exact(&mut welcome).unwrap();
+        assert_eq!(&welcome, b"welcome");
+        let text = vec![5; 3 << 20];
+        let mut writer = stream.try_clone().unwrap();
+        let sent = text.clone();
+        let writing = thread::spawn(move || {
+            writer.write_all(&sent).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        writing.join().unwrap();
+        assert!(answer == text, "{} bytes of {}", answer.len(), text.len());
+    }
+    let error = open(gone.port()).unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+    assert!(open(greets.port()).is_ok(), "one that is refused is its own matter");
 }
 
 #[test]
 fn a_server_that_is_gone_ends_the_connection() {
     let gone = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-    let line = line_to(gone);
+    let line = line_to(Capacity::VIRTIO, gone);
     for _ in 0..2 {
         let mut stream = connect(&line);
         assert!(!matches!(stream.read(&mut [0]), Ok(1..)));
@@ -147,8 +192,8 @@ fn the_lines_end_is_the_end_of_its_connections() {
     let (here, there) = UnixStream::pair().unwrap();
     let agent = there.try_clone().unwrap();
     let address = server(echoes);
-    let served = thread::spawn(move || serve_line(agent.try_clone().unwrap(), agent, address));
-    let line = LineClient::attach(here.try_clone().unwrap(), here).unwrap();
+    let served = thread::spawn(move || serve_line(agent.try_clone().unwrap(), agent, Capacity::VIRTIO, address));
+    let line = LineClient::attach(here.try_clone().unwrap(), here, Capacity::VIRTIO).unwrap();
     let mut stream = connect(&line);
     assert_eq!(ask(&mut stream, b"hello"), b"hello");
     there.shutdown(Shutdown::Both).unwrap();
@@ -163,18 +208,22 @@ fn what_a_machine_prints_before_is_no_greeting() {
     let (here, mut there) = UnixStream::pair().unwrap();
     let address = server(echoes);
     there.write_all(b"kvm-agent: li\0 booting\r\nkvm-kvm-agent: lin").unwrap();
-    thread::spawn(move || serve_line(there.try_clone().unwrap(), there, address));
-    let line = LineClient::attach(here.try_clone().unwrap(), here).unwrap();
+    thread::spawn(move || serve_line(there.try_clone().unwrap(), there, Capacity::SERIAL, address));
+    let line = LineClient::attach(here.try_clone().unwrap(), here, Capacity::SERIAL).unwrap();
     assert_eq!(ask(&mut connect(&line), b"hello"), b"hello");
 
-    assert!(LineClient::attach(&b"no greeting"[..], Vec::new()).is_err());
-    assert!(LineClient::attach(std::io::repeat(b'k'), Vec::new()).is_err());
+    assert!(LineClient::attach(&b"no greeting"[..], Vec::new(), Capacity::SERIAL).is_err());
+    assert!(LineClient::attach(std::io::repeat(b'k'), Vec::new(), Capacity::SERIAL).is_err());
 }
 
 /// Bytes of packets that are right, wrong, or out of place.
 fn packets() -> impl Strategy<Value = Vec<u8>> {
-    let right = (0..7_u8, 0..3_u8, 0..600_u16).prop_map(|(kind, channel, length)| {
-        let length = if kind == 2 { length } else { u16::from(kind == 3) * 2 };
+    let right = (0..9_u8, 0..3_u8, 0..600_u16).prop_map(|(kind, channel, length)| {
+        let length = match kind {
+            1 | 2 | 7 => length,
+            3 => 4,
+            _ => 0,
+        };
         let [low, high] = length.to_le_bytes();
         [&[kind, channel, 0, low, high][..], &vec![1; length.into()]].concat()
     });
@@ -188,9 +237,9 @@ proptest! {
     fn whatever_comes_ends_the_line_at_most(bytes in prop_oneof![packets(), prop::collection::vec(any::<u8>(), 0..2000)]) {
         let address = server(echoes);
         // The end of `bytes` is the line's.
-        prop_assert!(serve_line(&bytes[..], std::io::sink(), address).is_err());
-        let greeted = [&b"kvm-agent: line 1\n"[..], &bytes].concat();
-        let line = LineClient::attach(std::io::Cursor::new(greeted), std::io::sink()).unwrap();
+        prop_assert!(serve_line(&bytes[..], std::io::sink(), Capacity::SERIAL, address).is_err());
+        let greeted = [&b"kvm-agent: line 2\n"[..], &bytes].concat();
+        let line = LineClient::attach(std::io::Cursor::new(greeted), std::io::sink(), Capacity::SERIAL).unwrap();
         let (mut ours, carried) = pair();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         // It may have come in front of the end.
