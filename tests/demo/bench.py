@@ -81,6 +81,16 @@ def onward(times: int) -> float:
     return timed([f"set $pc = {pc:#x}", f"thbreak *{pc + 4:#x}", "continue"], times)
 
 
+def next_to_the_end(times: int) -> float:
+    """A function of which gdb has no lines, so that it goes through all of it; over its calls by breakpoints. Interrupts are masked there."""
+    seconds = 0.0
+    for _ in range(times):
+        run_to(MASKED_FUNCTION)
+        seconds += timed(["next"])
+        check(where(reg("pc")).split(" ")[0] != MASKED_FUNCTION, "next ended in the function")
+    return seconds
+
+
 def dump(mib: int) -> float:
     into_kernel()
     start, end = text(mib)
@@ -166,6 +176,7 @@ TASKS: dict[str, Callable[[int], float]] = {
     "stepi-kept": steps_with_kept_memory,
     "step-packet": step_packets,
     "onward": onward,
+    "next": next_to_the_end,
     "dump": dump,
     "find": find,
     "conditions": conditions,

@@ -1,6 +1,6 @@
 //! Figures, and the table of them.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 /// One figure.
@@ -59,6 +59,28 @@ pub(super) fn median(values: &[f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Of several measurements of the same figures: each as in the one that has the median of its ratio to the floor, or of its value.
+///
+/// # Errors
+/// If they are not the same figures.
+pub(super) fn middle(measurements: Vec<Vec<Figure>>) -> Result<Vec<Figure>> {
+    let mut others = measurements.into_iter();
+    let mut columns: Vec<_> = others.next().unwrap_or_default().into_iter().map(|figure| vec![figure]).collect();
+    for other in others {
+        ensure!(other.len() == columns.len(), "{} figures, and {} the first time", other.len(), columns.len());
+        for (column, figure) in columns.iter_mut().zip(other) {
+            ensure!(column[0].name == figure.name, "{} came instead of {}", figure.name, column[0].name);
+            column.push(figure);
+        }
+    }
+    let rank = |figure: &Figure| figure.floor_ratio.unwrap_or(figure.value);
+    let median = |mut column: Vec<Figure>| {
+        column.sort_by(|one, other| rank(one).total_cmp(&rank(other)));
+        column.swap_remove(column.len() / 2)
+    };
+    Ok(columns.into_iter().map(median).collect())
+}
+
 /// All figures, aligned.
 pub(super) fn table(figures: &[Figure]) -> String {
     let width = figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0);
@@ -109,6 +131,18 @@ mod tests {
         assert_eq!(figure.peer_spread, Some([1.0, 6.0]));
         assert_eq!(figure.peer_value, Some(9.0));
         assert_eq!(Figure::new("a", 1.0, "s", None).beside(&[]), Figure::new("a", 1.0, "s", None));
+    }
+
+    #[test]
+    fn each_figure_is_that_of_its_own_median_measurement() {
+        let measured =
+            |value, ratio| vec![Figure::new("a", value, "1/s", Some(ratio)), Figure::new("b", value, "s", None)];
+        let figures = middle(vec![measured(1.0, 9.0), measured(2.0, 7.0), measured(3.0, 8.0)]).unwrap();
+        assert_eq!(figures, [Figure::new("a", 3.0, "1/s", Some(8.0)), Figure::new("b", 2.0, "s", None)]);
+        assert_eq!(middle(Vec::new()).unwrap(), []);
+        let other = vec![Figure::new("b", 1.0, "s", None)];
+        assert!(middle(vec![measured(1.0, 1.0), other.clone()]).is_err());
+        assert!(middle(vec![other, vec![Figure::new("c", 1.0, "s", None)]]).is_err());
     }
 
     #[test]

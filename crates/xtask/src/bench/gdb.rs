@@ -63,11 +63,12 @@ const fn task(
     Task { name, unit, request, amount: amounts.0, peer_amount: amounts.1, floor }
 }
 
-const TASKS: [Task; 8] = [
+const TASKS: [Task; 9] = [
     task("gdb stepi", "1/s", "stepi", (30, 10), Floor::RoundTrip),
     task("gdb stepi, memory kept while stopped", "1/s", "stepi-kept", (30, 10), Floor::RoundTrip),
     task("a step's packet and its stop reply", "1/s", "step-packet", (30, 10), Floor::RoundTrip),
     task("gdb continue to the next instruction", "1/s", "onward", (20, 5), Floor::RoundTrip),
+    task("gdb next to the end of a function", "1/s", "next", (3, 1), Floor::RoundTrip),
     task("gdb dump memory", "MiB/s", "dump", (2, 1), Floor::Transport),
     task("gdb find", "MiB/s", "find", (2, 1), Floor::Transport),
     task("gdb's conditions, false, wherever evaluated", "1/s", "conditions", (1000, 10), Floor::Unknown),
