@@ -16,8 +16,10 @@ struct Command<'v, A: GdbArch, V> {
 }
 
 impl<'v, A: GdbArch, V: DebugVm<A>> GuestTarget<'v, A, V> {
-    const COMMANDS: [Command<'v, A, V>; 9] = [
+    const COMMANDS: [Command<'v, A, V>; 10] = [
         Command { name: "help", arguments: "", help: "this list", run: Self::help },
+        // scripts/gdb/linux/utils.py of Linux asks QEMU's monitor for it, and takes thread n + 1 for CPU n if there is an answer.
+        Command { name: "info version", arguments: "", help: "what this is", run: Self::version },
         Command {
             name: "breakpoints",
             arguments: "",
@@ -65,15 +67,18 @@ impl<'v, A: GdbArch, V: DebugVm<A>> GuestTarget<'v, A, V> {
 
     /// The answer to a command line. Never an error: gdbstub would end the session.
     fn monitor(&mut self, line: &str) -> Result<String, VmError> {
-        let line = line.trim();
-        let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        let (name, arguments) = (if name.is_empty() { "help" } else { name }, arguments.trim());
-        if let Some(command) = Self::COMMANDS.iter().find(|command| command.name == name) {
+        let line = if line.trim().is_empty() { "help" } else { line.trim() };
+        let named = Self::COMMANDS.iter().find_map(|command| {
+            let arguments = line.strip_prefix(command.name)?;
+            let whole = arguments.is_empty() || arguments.starts_with(char::is_whitespace);
+            whole.then(|| (command, arguments.trim()))
+        });
+        if let Some((command, arguments)) = named {
             return (command.run)(self, arguments);
         }
         match self.vm.monitor(self.current(), line.to_owned())? {
             Some(answer) => Ok(answer),
-            None => Ok(format!("unknown command \"{name}\"; \"monitor help\" lists those there are\n")),
+            None => Ok(format!("unknown command \"{line}\"; \"monitor help\" lists those there are\n")),
         }
     }
 
@@ -84,6 +89,10 @@ impl<'v, A: GdbArch, V: DebugVm<A>> GuestTarget<'v, A, V> {
             let _ = writeln!(text, "{usage:<44} {help}");
         }
         Ok(text)
+    }
+
+    fn version(&mut self, _: &str) -> Result<String, VmError> {
+        Ok(format!("guest-debug {}\n", env!("CARGO_PKG_VERSION")))
     }
 
     fn list_breakpoints(&mut self, _: &str) -> Result<String, VmError> {
