@@ -57,6 +57,26 @@ pub fn kernel(packages: &Packages) -> Result<Kernel> {
     Ok(Kernel { image, release, modules })
 }
 
+/// The kernel's `vmlinux` with all debug information, from Debian's debug package: 262 MB to download, once. It has that name, by which
+/// Linux's own scripts for gdb look for it.
+///
+/// # Errors
+/// If it cannot be downloaded. The archive keeps such a package for as long as it has that kernel.
+pub fn debug_vmlinux(packages: &Packages) -> Result<PathBuf> {
+    let release = kernel(packages)?.release;
+    let path = paths::cache_of(packages.arch()).join("debug-info").join(&release).join("vmlinux");
+    if !path.exists() {
+        let (package, file) = debug_package(&release);
+        paths::create_atomically(&path, |partial| packages.unpack_file(&package, &file, partial))?;
+    }
+    Ok(path)
+}
+
+/// The package with a kernel's debug information, and the kernel's file in it.
+fn debug_package(release: &str) -> (String, String) {
+    (format!("linux-image-{release}-dbg"), format!("./usr/lib/debug/boot/vmlinux-{release}"))
+}
+
 fn release_of(image: &Path) -> Option<String> {
     Some(image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned())
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::arch::Arch;
-use crate::assets::guest_initramfs;
+use crate::assets::{debug_vmlinux, guest_initramfs};
 use crate::console::Console;
 use crate::context::Context;
 use crate::host::KvmHost;
@@ -39,6 +39,9 @@ pub struct RunOptions {
     /// Memory in MiB
     #[arg(long, default_value_t = 512, value_name = "MIB")]
     memory: u32,
+    /// Have gdb load the kernel's whole debug information, with types, variables and lines: Debian's debug package, 262 MB
+    #[arg(long, conflicts_with = "kernel")]
+    debug_info: bool,
     /// Execute nothing before gdb has attached and continued
     #[arg(long)]
     wait_for_gdb: bool,
@@ -65,6 +68,7 @@ pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
     };
     let symbols = match &options.kernel {
         Some(kernel) => kernel.clone(),
+        None if options.debug_info => debug_vmlinux(&context.packages)?,
         None => kernel_symbols(context, Some(&host))?,
     };
     let guest = vmm::start(

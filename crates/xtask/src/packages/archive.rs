@@ -4,15 +4,15 @@
 //! know the architecture, and anybody may do it.
 
 use std::cell::OnceCell;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::paths;
-use crate::progress::{note, output_of, run_quietly};
+use crate::progress::{Progress, note, output_of, run_quietly, tail};
 
 /// The lists, from their first use until this is dropped.
 pub(super) struct Archive {
@@ -42,8 +42,37 @@ impl Archive {
         self.fetch(package, &planned(&plan), directory)
     }
 
+    /// Downloads a package and takes one file out of it, named as in `dpkg --contents`.
+    pub(super) fn unpack_file(&self, package: &str, file: &str, target: &Path) -> Result<()> {
+        self.look_up(package)?;
+        let (downloads, debs) = self.download(package, &[package.to_owned()])?;
+        let progress = Progress::start(format!("unpacking {file}"));
+        for deb in &debs {
+            let mut dpkg = Command::new("dpkg-deb");
+            let mut dpkg = dpkg.arg("--fsys-tarfile").arg(deb).stdout(Stdio::piped()).spawn().context("dpkg-deb")?;
+            let contents = dpkg.stdout.take().context("dpkg-deb has no output")?;
+            let mut tar = Command::new("tar");
+            let tar = tar.args(["--extract", "--to-stdout", file]).stdin(contents).stdout(File::create(target)?);
+            let taken = tar.output().context("tar")?;
+            if !dpkg.wait()?.success() || !taken.status.success() {
+                bail!("{package} has no {file}:\n{}", tail(&String::from_utf8_lossy(&taken.stderr)));
+            }
+        }
+        progress.done();
+        paths::remove(&downloads)
+    }
+
     /// Downloads these packages and unpacks them; `what` is their name in messages.
     fn fetch(&self, what: &str, packages: &[String], directory: &Path) -> Result<()> {
+        let (downloads, debs) = self.download(what, packages)?;
+        for deb in &debs {
+            output_of(Command::new("dpkg").arg("-x").arg(deb).arg(directory))?;
+        }
+        paths::remove(&downloads)
+    }
+
+    /// Downloads these packages. Answers the directory that is theirs alone, and their files in it.
+    fn download(&self, what: &str, packages: &[String]) -> Result<(PathBuf, Vec<PathBuf>)> {
         let downloads = self.lists()?.directory.join("packages").join(what);
         fs::create_dir_all(&downloads)?;
         let mut download = self.lists()?.apt("apt-get");
@@ -59,10 +88,7 @@ impl Archive {
         if debs.len() != packages.len() {
             bail!("apt-get download left {} of {} packages in {}", debs.len(), packages.len(), downloads.display());
         }
-        for deb in &debs {
-            output_of(Command::new("dpkg").arg("-x").arg(deb).arg(directory))?;
-        }
-        paths::remove(&downloads)
+        Ok((downloads, debs))
     }
 
     /// The package of the cloud kernel, on which a meta package depends.

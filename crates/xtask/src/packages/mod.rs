@@ -189,7 +189,16 @@ impl Packages {
         self.archive.unpack(package, directory)
     }
 
-    /// The same with every package that this one depends on.
+    /// Downloads a package and takes one file out of it, named as in `dpkg --contents`.
+    ///
+    /// # Errors
+    /// As [`Packages::unpack`], and if it has no such file.
+    pub fn unpack_file(&self, package: &str, file: &str, target: &Path) -> Result<()> {
+        system::require_debian(&format!("the {} package {package}", self.arch.debian()))?;
+        self.archive.unpack_file(package, file, target)
+    }
+
+    /// As [`Packages::unpack`], with every package that this one depends on.
     ///
     /// # Errors
     /// As [`Packages::unpack`].

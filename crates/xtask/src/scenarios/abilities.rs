@@ -158,6 +158,7 @@ impl Suite<'_> {
             interpreter: Interpreter::Python,
             last: false,
             moves: false,
+            debug_info: false,
             needs: Vec::new(),
             drives_vmm: false,
         };

@@ -9,6 +9,7 @@
 //! so that adding a scenario means adding a file. Keys: `guest` is `bare` or `linux`; `cpus` and `timeout` (seconds) are
 //! numbers; `moves=yes` gives it a guest of its own that it may save and move; `tool` is `gdb` (the default: the file
 //! runs inside gdb) or `python`; `last=yes` puts a scenario that leaves its guest changed behind the others of that guest;
+//! `symbols=debug-info` wants the kernel's whole debug information instead of its functions' names, and is run where that may be fetched;
 //! `needs` are the abilities without which a host is of no use to it, with commas between them.
 
 use std::fs;
@@ -60,6 +61,8 @@ pub(super) struct Scenario {
     pub needs: Vec<Ability>,
     /// Has a guest of its own, which it saves and moves.
     pub moves: bool,
+    /// Wants the kernel's whole debug information.
+    pub debug_info: bool,
     /// Drives the VMM itself, beside the guest: its guest is its own, and whether the VMM goes on is its business.
     pub drives_vmm: bool,
 }
@@ -136,7 +139,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
     let pairs = first.strip_prefix(DECLARATION).with_context(|| format!("it does not start with {DECLARATION:?}"))?;
     let name = path.file_stem().and_then(|stem| stem.to_str()).context("its name is no text")?;
     let (mut guest, mut cpus, mut timeout, mut interpreter) = (None, None, None, Interpreter::Gdb);
-    let (mut last, mut moves, mut needs) = (false, false, Vec::new());
+    let (mut last, mut moves, mut debug_info, mut needs) = (false, false, false, Vec::new());
     for pair in pairs.split_whitespace() {
         let (key, value) = pair.split_once('=').with_context(|| format!("{pair:?} is not of the form key=value"))?;
         let number = || value.parse::<u32>().map_err(|_| anyhow!("{key}={value} is no number"));
@@ -149,6 +152,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
             ("tool", "python") => interpreter = Interpreter::Python,
             ("last", "yes") => last = true,
             ("moves", "yes") => moves = true,
+            ("symbols", "debug-info") => debug_info = true,
             ("needs", names) => needs = names.split(',').map(Ability::parse).collect::<Result<_>>()?,
             _ => bail!("{pair:?} is unknown"),
         }
@@ -162,6 +166,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario> {
         interpreter,
         last,
         moves,
+        debug_info,
         needs,
         drives_vmm: false,
     })
@@ -179,7 +184,7 @@ mod tests {
     #[test]
     fn a_declaration_says_everything() {
         let scenario =
-            parsed("# scenario: guest=linux cpus=2 timeout=90 tool=python last=yes moves=yes needs=watchpoint,test:x\n\"\"\"Text.\"\"\"")
+            parsed("# scenario: guest=linux cpus=2 timeout=90 tool=python last=yes moves=yes symbols=debug-info needs=watchpoint,test:x\n\"\"\"Text.\"\"\"")
                 .unwrap();
         let expected = Scenario {
             name: "some-name".to_owned(),
@@ -190,6 +195,7 @@ mod tests {
             interpreter: Interpreter::Python,
             last: true,
             moves: true,
+            debug_info: true,
             needs: vec![Ability::Watchpoint, Ability::Test("x".to_owned())],
             drives_vmm: false,
         };

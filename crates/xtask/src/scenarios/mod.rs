@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::arch::Arch;
+use crate::assets::debug_vmlinux;
 use crate::context::Context;
 use crate::host::KvmHost;
 use crate::packages::Tool;
@@ -82,7 +83,8 @@ pub struct ScenarioOptions {
     /// Only scenarios whose name contains this; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
-    /// Leave out nothing that is slow: with --arch x86_64 all scenarios with a Linux guest are tried in Bochs as well
+    /// Leave out nothing that is slow or large: what wants the kernel's debug information is run, 262 MB, and with --arch x86_64 all
+    /// scenarios with a Linux guest are tried in Bochs as well
     #[arg(long)]
     pub all: bool,
     /// No scenario may take longer, for a VMM with which many never end
@@ -175,6 +177,7 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
         (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm, cloud-hypervisor, qemu or qemu-tcg"),
     };
     let mut suite = Suite::new(context, host, vmm.as_ref(), Abilities::All);
+    suite.debug_info = options.all;
     let results: Vec<_> = scenarios.iter().map(|scenario| suite.run(scenario)).collect();
     write_json(options, &results)?;
     Ok(results)
@@ -214,6 +217,8 @@ struct Suite<'a> {
     vmm: &'a dyn Vmm,
     /// What the host can do.
     abilities: Abilities,
+    /// The kernel's debug information may be fetched.
+    debug_info: bool,
     /// The Linux guest that the next scenario may use.
     guest: Option<LinuxGuest>,
     /// Linux guests, by their number of vCPUs, of which there is a snapshot.
@@ -228,7 +233,7 @@ struct LinuxGuest {
 
 impl<'a> Suite<'a> {
     fn new(context: &'a Context, host: Option<&'a KvmHost>, vmm: &'a dyn Vmm, abilities: Abilities) -> Self {
-        Self { context, host, vmm, abilities, guest: None, booted: BTreeMap::new() }
+        Self { context, host, vmm, abilities, debug_info: false, guest: None, booted: BTreeMap::new() }
     }
 }
 
@@ -274,6 +279,10 @@ impl Suite<'_> {
     }
 
     fn attempt(&mut self, scenario: &Scenario) -> Result<(Status, Option<String>)> {
+        if scenario.debug_info && !self.debug_info {
+            let reason = "it wants the kernel's debug information, 262 MB (--all fetches it)";
+            return Ok((Status::Skipped, Some(reason.to_owned())));
+        }
         if scenario.moves {
             return self.attempt_moves(scenario);
         }
@@ -284,7 +293,10 @@ impl Suite<'_> {
             GuestKind::Bare => self.bare(&scenario.guest_options())?,
             GuestKind::Linux => self.linux(scenario)?,
         };
-        let connection = self.facts(&*guest, scenario.cpus);
+        let mut connection = self.facts(&*guest, scenario.cpus);
+        if scenario.debug_info {
+            connection.push(("KERNEL_ELF", debug_vmlinux(&self.context.packages)?.display().to_string()));
+        }
         let outcome = script::run(scenario, &[facts.as_slice(), &connection, &guest.facts()].concat())?;
         let (mut status, mut reason) = (outcome.status, outcome.reason);
         // Whatever a client did, the VMM has to be there afterwards.

@@ -179,6 +179,7 @@ mod tests {
             interpreter,
             last: false,
             moves: false,
+            debug_info: false,
             needs: Vec::new(),
             drives_vmm: false,
         };

@@ -33,7 +33,8 @@ pub struct TestOptions {
     /// Leave out the scenarios; they are counted as skipped
     #[arg(long)]
     no_scenarios: bool,
-    /// Leave out nothing for being slow: scenarios with a Linux guest, and tests, that take minutes in Bochs. An hour longer
+    /// Leave out nothing for being slow or large: scenarios with a Linux guest, and tests, that take minutes in Bochs, an hour longer, and
+    /// scenarios that want the kernel's debug information, 262 MB
     #[arg(long)]
     all: bool,
 }
@@ -163,7 +164,8 @@ fn on_host(context: &Context, options: &TestOptions, report: &mut Report) {
         report.skip("scenarios", "left out by --no-scenarios");
         return;
     }
-    report.scenarios("scenarios", || scenarios::run(context, &host, &ScenarioOptions::default()));
+    let scenario_options = ScenarioOptions { all: options.all, ..ScenarioOptions::default() };
+    report.scenarios("scenarios", || scenarios::run(context, &host, &scenario_options));
 }
 
 /// The scenarios of x86_64 guests, each where it can run: on `/dev/kvm` of this machine, or on KVM in QEMU.
