@@ -5,6 +5,17 @@ from gdbcase import *
 from linux import *
 
 
+# THREAD_SIZE and IRQ_STACK_SIZE, on both architectures.
+STACK = 16 << 10
+
+
+def readable(address: int) -> bool:
+    try:
+        return len(mem(address, 1)) == 1
+    except gdb.MemoryError:
+        return False
+
+
 def examine(address: int, count: int) -> str:
     return gdb.execute(f"x/{count}xb {address:#x}", to_string=True)
 
@@ -30,12 +41,14 @@ def body() -> None:
     equal("bytes in front of the edge", mem(edge - 8, 8), b"\xdd" * 8)
     set_mem(edge - 8, bytes(range(248, 256)))
 
-    # A kernel stack ends at a guard page.
+    # A kernel stack ends at a guard page, an interrupt's as well.
     command("syscalls", 1)
     if can("hardware-breakpoint"):
         run_to(SYSCALL)
     check(not in_user_mode(), "the vCPU is in user mode")
-    stack_end = (reg("sp") | 0x3FFF) + 1
+    stack_end = (reg("sp") | PAGE - 1) + 1
+    while readable(stack_end) and stack_end < reg("sp") + STACK:
+        stack_end += PAGE
     edge_at(stack_end)
     delete_all()
     done("syscalls")
