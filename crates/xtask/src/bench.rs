@@ -104,8 +104,8 @@ fn build(context: &Context) -> Result<Programs> {
     Ok(Programs { stepbench: directory.join("examples/stepbench"), vmm: directory.join("reference-vmm") })
 }
 
-/// How often stepbench is started. Where an emulated host once had code in a page that holds a guest's data now, each store to it may
-/// take QEMU microseconds, for as long as the program lives: one start in six has a figure that is a tenth of the others'.
+/// How often stepbench is started. In an emulated host one start in six has a figure that is a tenth of the others', for as long as the
+/// program lives. Perhaps its memory is where QEMU has seen code, which makes stores slow.
 const STARTS: usize = 3;
 
 /// What the example stepbench of reference-vmm measures: of each figure the one of the median start.
