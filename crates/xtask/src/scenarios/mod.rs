@@ -260,6 +260,15 @@ impl Suite<'_> {
         facts
     }
 
+    /// The same, and what the scenario has asked for. They stand behind the facts of the guest: of two with one name the later counts.
+    fn facts_for(&self, guest: &dyn RunningGuest, scenario: &Scenario) -> Result<Facts> {
+        let mut facts = self.facts(guest, scenario.cpus);
+        if scenario.debug_info {
+            facts.push(("KERNEL_ELF", debug_vmlinux(&self.context.packages)?.display().to_string()));
+        }
+        Ok(facts)
+    }
+
     /// Runs one scenario and prints its line.
     fn run(&mut self, scenario: &Scenario) -> CaseResult {
         let started = Instant::now();
@@ -293,10 +302,7 @@ impl Suite<'_> {
             GuestKind::Bare => self.bare(&scenario.guest_options())?,
             GuestKind::Linux => self.linux(scenario)?,
         };
-        let mut connection = self.facts(&*guest, scenario.cpus);
-        if scenario.debug_info {
-            connection.push(("KERNEL_ELF", debug_vmlinux(&self.context.packages)?.display().to_string()));
-        }
+        let connection = self.facts_for(&*guest, scenario)?;
         let outcome = script::run(scenario, &[facts.as_slice(), &connection, &guest.facts()].concat())?;
         let (mut status, mut reason) = (outcome.status, outcome.reason);
         // Whatever a client did, the VMM has to be there afterwards.
@@ -335,7 +341,7 @@ impl Suite<'_> {
             GuestKind::Linux => self.new_linux(scenario.guest_options())?,
         };
         let guest: Arc<dyn RunningGuest> = guest.into();
-        let connection = self.facts(&*guest, scenario.cpus);
+        let connection = self.facts_for(&*guest, scenario)?;
         let outcome = Fleet::new(mover, guest.clone()).serve(|socket| {
             let fleet = [("FLEET", socket.display().to_string())];
             script::run(scenario, &[facts.as_slice(), &connection, &fleet, &guest.facts()].concat())
@@ -368,7 +374,7 @@ impl Suite<'_> {
             GuestKind::Linux => self.moving_linux(mover, scenario)?,
         };
         let ram = self.vmm.layout(scenario.cpus).ram_base;
-        let mut connection = self.facts(&*guest, scenario.cpus);
+        let mut connection = self.facts_for(&*guest, scenario)?;
         connection.push(("RAM_BASE", format!("{ram:#x}")));
         let fleet = Fleet::new(mover, guest.clone());
         let outcome = fleet.serve(|socket| {
