@@ -22,7 +22,7 @@ pub struct HostOptions {
     /// x86_64: EPYC,+svm
     #[arg(long, global = true, value_name = "MODEL", help_heading = "Emulated KVM host")]
     pub host_cpu: Option<String>,
-    /// Number of its CPUs; 2 on arm64. On x86_64 it is 1, and more of them stand still now and then
+    /// Number of its CPUs; 2 on arm64. On x86_64 it is 1: with more of them QEMU loses more interrupts
     #[arg(long, global = true, value_name = "N", help_heading = "Emulated KVM host")]
     pub host_cpus: Option<u32>,
     /// Its memory in MiB
@@ -55,7 +55,7 @@ impl HostOptions {
 
     /// The number of its CPUs.
     pub fn cpus(&self) -> u32 {
-        // With two, KVM in QEMU's SVM stands still for ever, now and then.
+        // With two, KVM in QEMU's SVM loses more interrupts (x86_64::QEMU_TICK).
         self.host_cpus.unwrap_or(if self.arch == Arch::X86_64 { 1 } else { 2 })
     }
 }

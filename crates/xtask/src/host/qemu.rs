@@ -21,6 +21,7 @@ use crate::context::{Context, HostOptions};
 use crate::packages::Tool;
 use crate::paths;
 use crate::progress::Progress;
+use crate::x86_64::QEMU_TICK;
 
 /// How long the slowest CPU on a busy machine may take.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -92,8 +93,8 @@ impl Drop for Qemu {
 fn start(options: &HostOptions, kernel: &Kernel, directory: &Path, disk: &UploadDisk) -> Result<Child> {
     let log = File::create(directory.join("qemu.log"))?;
     let (program, machine, console) = match options.arch {
-        Arch::Arm64 => ("qemu-system-aarch64", "virt,virtualization=on,gic-version=3", "console=ttyAMA0"),
-        Arch::X86_64 => ("qemu-system-x86_64", "q35", "console=ttyS0 mitigations=off"),
+        Arch::Arm64 => ("qemu-system-aarch64", "virt,virtualization=on,gic-version=3", "console=ttyAMA0".to_owned()),
+        Arch::X86_64 => ("qemu-system-x86_64", "q35", format!("console=ttyS0 mitigations=off {QEMU_TICK}")),
     };
     let mut command = tied(program);
     command

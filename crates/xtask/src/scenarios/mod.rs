@@ -51,10 +51,6 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same on this machine's own KVM. Where that can't run a kernel, this is waited for in vain.
 const NATIVE_BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a Linux guest is started on KVM in QEMU's SVM. A boot has stood still there, with one emulated CPU for two
-/// vCPUs; why is not known (docs/testing.md).
-const SVM_STARTS: u32 = 2;
-
 /// Memory in MiB of a guest that moves: enough for Debian's kernel, and little to move.
 const MOVING_MEMORY: u32 = 128;
 
@@ -452,17 +448,8 @@ impl Suite<'_> {
         let options = GuestOptions { initrd: Some(initrd), cmdline, ..options };
         let emulated = self.host.is_none_or(KvmHost::is_emulated);
         let timeout = if emulated { BOOT_TIMEOUT * self.patience() } else { NATIVE_BOOT_TIMEOUT };
-        let svm = emulated && self.context.arch() == Arch::X86_64 && self.patience() == 1;
-        let mut starts = if svm { SVM_STARTS } else { 1 };
-        let guest = loop {
-            let mut guest = self.vmm.start(&options)?;
-            starts -= 1;
-            match guest.wait_for(AGENT_READY, timeout) {
-                Ok(()) => break guest,
-                Err(error) if starts > 0 => note(format!("{error:#}\nstarted again")),
-                Err(error) => return Err(error),
-            }
-        };
+        let mut guest = self.vmm.start(&options)?;
+        guest.wait_for(AGENT_READY, timeout)?;
         let facts = vec![("GUEST_ELF", agent.display().to_string()), ("KERNEL_ELF", symbols.display().to_string())];
         Ok((guest, facts))
     }

@@ -104,7 +104,8 @@ impl Report {
         }
         if !output.success && counts.failed == 0 {
             counts.failed = 1;
-            self.explain(Status::Failed, name, "cargo test failed without a test that failed: does it compile?");
+            let error = output.error.as_deref().unwrap_or("does it compile?");
+            self.explain(Status::Failed, name, &format!("cargo test failed without a test that failed: {error}"));
         }
         self.left_out.extend(output.left_out);
         self.passed.extend(output.passed);

@@ -33,6 +33,8 @@ pub(super) struct TestOutput {
     pub(super) failed: Vec<TestName>,
     /// Tests that did not run, with the reason: those that libtest ignored, and those that found out by themselves.
     pub(super) left_out: Vec<(TestName, String)>,
+    /// The first error that was not a test's: of the compiler, or of who runs the tests elsewhere.
+    pub(super) error: Option<String>,
     suite: String,
     /// Skips that the next result line will count as passed.
     unfounded: u64,
@@ -41,6 +43,9 @@ pub(super) struct TestOutput {
 /// What a test prints that finds no KVM or the like: `SKIPPED: name: reason`. libtest knows no such thing, and counts
 /// the test as passed.
 const SKIP_MARK: &str = "SKIPPED: ";
+
+/// How the compiler and the runner begin what ends a run.
+const ERRORS: [&str; 3] = ["error: ", "error[", "xtask: error: "];
 
 impl TestOutput {
     /// Takes one line.
@@ -56,7 +61,9 @@ impl TestOutput {
             return;
         }
         let trimmed = line.trim_start();
-        if let Some(rest) = trimmed.strip_prefix("Running ") {
+        if ERRORS.iter().any(|start| line.starts_with(start)) {
+            self.error.get_or_insert_with(|| line.to_owned());
+        } else if let Some(rest) = trimmed.strip_prefix("Running ") {
             if let Some(suite) = suite_of(rest) {
                 self.suite = suite;
             }
@@ -168,6 +175,13 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
                 ("guest_debug kvm::d".to_owned(), "ignored, no reason given")
             ]
         );
+    }
+
+    #[test]
+    fn the_first_error_is_kept() {
+        let text = "xtask: error: nothing was printed for 400 s\nerror: test failed, to rerun pass `--test pc`";
+        assert_eq!(read(text).error.as_deref(), Some("xtask: error: nothing was printed for 400 s"));
+        assert_eq!(read(HERE).error, None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::image::{BEGIN, END};
-use super::{Emulator, KERNEL_LINE, bochs};
+use super::{Emulator, KERNEL_LINE, QEMU_TICK, bochs};
 use crate::assets::Kernel;
 use crate::host::tied;
 use crate::progress::{Progress, tail};
@@ -125,7 +125,7 @@ impl Console {
 }
 
 fn qemu(kernel: &Kernel, initramfs: &Path, console: &Path) -> Command {
-    // With two CPUs it stands still for ever, now and then, before a guest's first instruction or in the boot.
+    // With two CPUs it loses more interrupts.
     let mut command = tied("qemu-system-x86_64");
     command
         .args(["-M", "q35", "-cpu", "EPYC,+svm", "-smp", "1", "-m", "1024", "-accel", "tcg"])
@@ -136,7 +136,8 @@ fn qemu(kernel: &Kernel, initramfs: &Path, console: &Path) -> Command {
         .arg(&kernel.image)
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", KERNEL_LINE]);
+        .arg("-append")
+        .arg(format!("{KERNEL_LINE} {QEMU_TICK}"));
     command
 }
 

@@ -27,6 +27,11 @@ use machine::Machine;
 /// Nothing of the kernel's on the console but a panic, which ends the machine. The TSC of Bochs does not run evenly.
 const KERNEL_LINE: &str = "console=ttyS0 quiet loglevel=0 nokaslr mitigations=off tsc=unstable panic=-1";
 
+/// For a kernel in QEMU whose KVM is used: a timer that ticks by itself, instead of one that is set anew at each tick. TCG loses
+/// an interrupt now and then, because its helpers of VMRUN and of exits write the flags of what is pending without the lock that the
+/// timer's thread has. With a one-shot timer that was the last one, and KVM never leaves a guest again that waits with interrupts off.
+pub const QEMU_TICK: &str = "nohz=off highres=off";
+
 /// Init of the Linux guest: says that it is there and how many processors it has, and goes after a while.
 const GUEST_INIT: &str = r"#!/bin/busybox sh
 /bin/busybox mkdir -p /proc
