@@ -1,5 +1,7 @@
 //! Packet framing of the remote serial protocol: bytes in, whole packets out.
 
+pub(crate) use guest_debug_relay::packet::{digit, encode, encode_notification, encode_with};
+
 /// What the decoder found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame {
@@ -85,26 +87,6 @@ impl FrameDecoder {
         self.sum = 0;
         self.oversized = false;
     }
-}
-
-/// Puts a body into a frame: `$body#xx`. The body must be escaped already.
-pub(crate) fn encode(body: &[u8], out: &mut Vec<u8>) {
-    encode_with(|out| out.extend_from_slice(body), out);
-}
-
-/// The same for a body that is written where it is sent from.
-pub(crate) fn encode_with(body: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
-    out.push(b'$');
-    let start = out.len();
-    body(out);
-    let sum = out.get(start..).unwrap_or_default().iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-    out.push(b'#');
-    out.extend([sum >> 4, sum & 0xf].map(digit));
-}
-
-/// A value of four bits as a hex digit.
-pub(crate) const fn digit(value: u8) -> u8 {
-    value + if value < 10 { b'0' } else { b'a' - 10 }
 }
 
 /// Bytes as lower-case hex digits.

@@ -9,9 +9,12 @@ mod search;
 pub(crate) use extension::Extension;
 pub(crate) use search::{MAX_SEARCH, Search};
 
+pub(crate) use guest_debug_relay::packet::number as number_of;
+
 use crate::payload::Encoding;
 use crate::vm_thread::{ThreadSelector, Tid};
 use guest_debug::{Breakpoint, Gva, WatchKind};
+use guest_debug_relay::ahead::{self, Wish};
 
 /// Longest memory read that is answered at once; more is answered with as much, as the protocol allows.
 pub(crate) const MAX_READ: usize = 0x4_0000;
@@ -29,6 +32,8 @@ pub(crate) enum Verdict {
     Search(Search),
     /// So much of the list of threads, from there on.
     Threads { offset: u64, length: usize },
+    /// What to answer in front of the next stops.
+    Ahead(Vec<Wish>),
     /// Answered without gdbstub; an empty answer says that the packet is not known.
     Reply(Vec<u8>),
     /// The client leaves, after this answer if there is one. Killing is leaving: the VM is not the client's.
@@ -47,6 +52,8 @@ pub(crate) struct Selection {
     pub current: Tid,
     /// Whether thread ids carry a process id.
     pub multiprocess: bool,
+    /// Whether the client can be answered ahead.
+    pub ahead: bool,
     /// The kind of breakpoint that there can be, of the guest's architecture.
     pub breakpoint_kind: u64,
 }
@@ -228,8 +235,9 @@ fn query(body: &[u8], name: &[u8], selection: &mut Selection) -> Option<Verdict>
         b"qC" => reply(&format!("QC{}", selection.format(selection.current))),
         _ if body == b"qAttached" || body.starts_with(b"qAttached:") => reply("1"),
         _ if body == b"qSupported" || body.starts_with(b"qSupported:") => {
-            let mut features = name.split(|byte| matches!(byte, b':' | b';'));
-            selection.multiprocess = features.any(|feature| feature == b"multiprocess+");
+            let has = |wanted: &[u8]| name.split(|byte| matches!(byte, b':' | b';')).any(|feature| feature == wanted);
+            selection.multiprocess = has(b"multiprocess+");
+            selection.ahead = has(ahead::FEATURE.as_bytes());
             let feature = if selection.multiprocess { "multiprocess+" } else { "multiprocess-" };
             forward(format!("qSupported:{feature}").as_bytes())
         }
@@ -241,6 +249,11 @@ fn query(body: &[u8], name: &[u8], selection: &mut Selection) -> Option<Verdict>
             if let Some(id) = body.strip_prefix(b"qThreadExtraInfo,") {
                 let ThreadSelector::One(tid) = ThreadSelector::parse(id)? else { return None };
                 return forward(format!("qThreadExtraInfo,{:x}", tid.number()).as_bytes());
+            }
+            if let Some(wishes) = body.strip_prefix(ahead::WISHES.as_bytes())
+                && selection.ahead
+            {
+                return Wish::parse_all(wishes).map(Verdict::Ahead);
             }
             if let Some(args) = body.strip_prefix(b"qSearch:memory:") {
                 return search::parse(args).map(Verdict::Search);
@@ -267,14 +280,6 @@ fn query(body: &[u8], name: &[u8], selection: &mut Selection) -> Option<Verdict>
 fn split_once(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
     let at = bytes.iter().position(|byte| *byte == separator)?;
     Some((bytes.get(..at)?, bytes.get(at + 1..)?))
-}
-
-/// A hexadecimal number of up to 64 bits.
-pub(crate) fn number_of(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
 /// How many bytes a string of hex digits holds.

@@ -2,7 +2,7 @@
 
 use crate::arch::RegisterNumber;
 use crate::description::GdbArch;
-use crate::frame::{Frame, FrameDecoder, encode, encode_with, to_hex};
+use crate::frame::{Frame, FrameDecoder, encode, encode_notification, encode_with, to_hex};
 use crate::gate::{self, MAX_READ, Selection, Verdict};
 use crate::target::GuestTarget;
 use crate::vm::{DebugVm, VmError, VmEvent};
@@ -13,6 +13,7 @@ use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{GdbStubBuilder, MultiThreadStopReason};
 use gdbstub::target::ext::breakpoints::WatchKind;
 use guest_debug::{Gva, StopEvent, StopReason, Unsupported};
+use guest_debug_relay::ahead::{self, Wish};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use thiserror::Error;
@@ -87,6 +88,8 @@ pub(crate) struct Stub<'v, A: GdbArch, V: DebugVm<A>> {
     dropped: u64,
     /// The last answer, for a client that did not get it.
     last_reply: Vec<u8>,
+    /// What to answer in front of a stop reply.
+    wishes: Vec<Wish>,
 }
 
 impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
@@ -110,6 +113,7 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
             resume: None,
             current: Tid::of(target.current()),
             multiprocess: false,
+            ahead: false,
             breakpoint_kind: A::BREAKPOINT_KIND,
         };
         let machine = GdbStubBuilder::new(Replies::default())
@@ -129,6 +133,7 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
             last_stop,
             dropped: 0,
             last_reply: Vec::new(),
+            wishes: Vec::new(),
         })
     }
 
@@ -260,6 +265,11 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
                 }
                 Ok(())
             }
+            Verdict::Ahead(wishes) => {
+                self.wishes = wishes;
+                self.reply(b"OK", out);
+                Ok(())
+            }
             Verdict::Forward(body) => {
                 // Detaching does not wait for the guest to stop.
                 if self.is_running() {
@@ -291,6 +301,9 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
             append(FEATURES, mark, out);
             if self.target.vm.has_rules() {
                 append(RULES, mark, out);
+            }
+            if self.selection.ahead {
+                append(format!(";{}", ahead::FEATURE).as_bytes(), mark, out);
             }
         }
         self.remember(mark, out);
@@ -380,7 +393,9 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
                 let values = self.expedited();
                 let expected = self.target.client.knows(event.reason) && is_at_pc(event.reason, &values);
                 let told = if expected { event } else { StopEvent { reason: StopReason::Step, ..event } };
-                self.report_with(stop_reason(told), &values, out)
+                let mark = out.len();
+                self.report_with(stop_reason(told), &values, out)?;
+                self.answer_ahead(mark, &values, out)
             }
             Err(VmError::Gone) => Err(End::VmGone),
             Err(error) => {
@@ -389,6 +404,37 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
                 self.report(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP }, out)
             }
         }
+    }
+
+    /// Puts what the client wishes for in front of the stop reply that begins at `mark`: when that comes all is there.
+    fn answer_ahead(
+        &mut self,
+        mark: usize,
+        values: &[(RegisterNumber, Vec<u8>)],
+        out: &mut Vec<u8>,
+    ) -> Result<(), End> {
+        // A client that acknowledges would have to be waited for.
+        if self.acknowledge || self.wishes.is_empty() {
+            return Ok(());
+        }
+        let stop = out.split_off(mark);
+        let value_of = |number: u64| {
+            let (_, value) = values.iter().find(|(register, _)| u64::try_from(register.0) == Ok(number))?;
+            value.as_slice().try_into().ok().map(u64::from_le_bytes)
+        };
+        let mut requests: Vec<String> = Vec::new();
+        for request in self.wishes.iter().filter_map(|wish| wish.request(value_of)) {
+            // Two may be the same now.
+            if !requests.contains(&request) {
+                requests.push(request);
+            }
+        }
+        for request in requests {
+            encode_notification(format!("{}{request}", ahead::ANSWER).as_bytes(), out);
+            self.packet(request.as_bytes(), out)?;
+        }
+        out.extend(stop);
+        Ok(())
     }
 
     /// Shows what breakpoints have printed, as far as the client reads it.

@@ -439,3 +439,71 @@ fn a_client_that_acknowledges_can_have_an_answer_again() {
     client.raw(b"$qC#b4");
     assert_eq!(client.receive().as_deref(), Some("QC1"));
 }
+
+/// As a relay begins.
+fn ahead(server: &Server) -> Client {
+    let mut client = server.connect();
+    assert!(client.ask("qSupported:multiprocess+;guest-debug.ahead+").ends_with(";guest-debug.ahead+"));
+    client.without_acknowledgements()
+}
+
+#[test]
+fn what_is_wished_for_is_answered_in_front_of_a_stop() {
+    let vm = MockVm::new(2);
+    let server = Server::start(vm.clone());
+    let mut client = ahead(&server);
+    // PC twice, the memory around it and around SP, a register, the threads, and a register that no stop reply has.
+    let wishes =
+        format!("m@{PC},4;m@{PC}~0,40;m@{SP}~-1,20;mffff800008000004,4;p0;x0,8;qXfer:threads:read::0,10;m@7,4");
+    assert_eq!(client.ask(&format!("QGuestDebug.Ahead:{wishes}")), "OK");
+    client.send("vCont;s:p1.1;c");
+    let mut answers = Vec::new();
+    let stop = loop {
+        let answer = client.receive().unwrap();
+        match client.notification() {
+            Some(request) => answers.push((request, answer)),
+            None => break answer,
+        }
+    };
+    assert!(stop.starts_with("T05"), "{stop}");
+    let asked: Vec<_> =
+        answers.iter().map(|(request, _)| request.strip_prefix("guest-debug.ahead:").unwrap()).collect();
+    assert_eq!(
+        asked,
+        [
+            "mffff800008000004,4",
+            "mffff800008000000,40",
+            "mffff800008007fe0,20",
+            "p0",
+            "x0,8",
+            "qXfer:threads:read::0,10"
+        ]
+    );
+    for (request, answer) in &answers {
+        let request = request.strip_prefix("guest-debug.ahead:").unwrap();
+        assert_eq!(client.ask(request), *answer, "{request}");
+    }
+
+    // Until it is something else.
+    client.ask("QGuestDebug.Ahead:");
+    client.send("vCont;s:p1.1;c");
+    assert!(client.receive().unwrap().starts_with("T05"));
+    assert_eq!(client.notification(), None);
+}
+
+#[test]
+fn nobody_is_answered_ahead_who_has_not_asked_for_it_or_acknowledges() {
+    let vm = MockVm::new(1);
+    let server = Server::start(vm.clone());
+    let mut client = server.connect();
+    assert!(!client.ask("qSupported:multiprocess+;swbreak+").contains("ahead"));
+    assert_eq!(client.ask("QGuestDebug.Ahead:g"), "", "it is not known");
+    assert!(client.ask("qSupported:multiprocess+;guest-debug.ahead+").contains("ahead"));
+    assert_eq!(client.ask("QGuestDebug.Ahead:g"), "OK");
+    client.send("vCont;s:p1.1;c");
+    assert!(client.receive().unwrap().starts_with("T05"));
+    assert_eq!(client.notification(), None, "this client acknowledges");
+    for malformed in ["vCont;c", "m@20,0", "m@20,401", "m@20~9,40", "g;", &vec!["g"; 33].join(";")] {
+        assert_eq!(client.ask(&format!("QGuestDebug.Ahead:{malformed}")), "E16", "{malformed}");
+    }
+}

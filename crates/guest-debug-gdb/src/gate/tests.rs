@@ -2,7 +2,7 @@ use super::*;
 use guest_debug::VcpuId;
 
 fn selection() -> Selection {
-    Selection { resume: None, current: Tid::of(VcpuId(0)), multiprocess: true, breakpoint_kind: 4 }
+    Selection { resume: None, current: Tid::of(VcpuId(0)), multiprocess: true, ahead: false, breakpoint_kind: 4 }
 }
 
 fn forwarded(body: &str) -> Option<String> {

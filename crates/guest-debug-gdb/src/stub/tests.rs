@@ -1,16 +1,19 @@
 //! Whatever a client sends, the session neither panics nor hangs, and goes on unless the client asked to leave.
 
 use super::*;
+use guest_debug_relay::{Outgoing, Relay};
 use mock::{MockVm, VIRTUAL};
 use proptest::prelude::*;
+use std::time::Instant;
 
 #[path = "../../tests/common/mock.rs"]
 #[allow(dead_code, reason = "shared with the integration tests")]
 mod mock;
 
 /// Beginnings of packets, so that arbitrary bytes get past the first look.
-const PREFIXES: [&str; 34] = [
+const PREFIXES: [&str; 35] = [
     "",
+    "QGuestDebug.Ahead:",
     "qSearch:memory:",
     "qXfer:threads:read::",
     "?",
@@ -212,4 +215,73 @@ fn what_was_printed_before_a_stop_is_shown_before_it() {
     let (message, stop) = text.split_once('#').unwrap();
     assert_eq!(message, format!("$O{}", to_hex(b"before\n")));
     assert!(stop.contains("$T02"), "{stop}");
+}
+
+/// What a client gets that sends these after gdb's greeting, directly or through a relay, and how many answers were the relay's.
+fn conversation(bodies: &[&str], mut relay: Option<Relay>) -> (String, String) {
+    let vm = MockVm::new(2);
+    let mut stub = attached(&vm);
+    let mut got = Vec::new();
+    let mut talk = |body: Option<&str>| {
+        let (mut sent, mut out, mut back) = (Vec::new(), Outgoing::default(), Vec::new());
+        match body {
+            // Some clients do not wait for answers.
+            Some(bodies) => bodies.split('|').for_each(|body| encode(body.as_bytes(), &mut sent)),
+            None => sent.push(0x03),
+        }
+        match &mut relay {
+            Some(relay) => relay.from_client(&sent, Instant::now(), &mut out),
+            None => out.server = sent,
+        }
+        stub.receive(&out.server, &mut back).unwrap();
+        if body.is_none() {
+            stub.vm_event(&mut back).unwrap();
+        }
+        match &mut relay {
+            Some(relay) => relay.from_server(&back, Instant::now(), &mut out),
+            None => out.client = back,
+        }
+        got.extend(&out.client);
+        (String::from_utf8_lossy(&out.client).into_owned(), stub.is_running())
+    };
+    talk(Some("qSupported:multiprocess+;swbreak+;hwbreak+"));
+    talk(Some("QStartNoAckMode"));
+    for body in bodies {
+        if talk(Some(body)).1 {
+            talk(None);
+        }
+    }
+    let (saved, _) = talk(Some("qGuestDebug.Saved"));
+    got.truncate(got.len() - saved.len());
+    (String::from_utf8_lossy(&got).into_owned(), saved)
+}
+
+#[test]
+fn gdbs_questions_after_a_step_are_answered_by_the_relay() {
+    let step = ["vCont;s:p1.1;c", "mffff800008000004,4", "qXfer:threads:read::0,1000", "mffff800008000000,40", "p0"];
+    let next = ["vCont;s:p1.1;c", "mffff800008000008,4", "qXfer:threads:read::0,1000", "mffff800008000000,40", "p0"];
+    let bodies = [step, next].concat();
+    let (direct, relayed) = (conversation(&bodies, None), conversation(&bodies, Some(Relay::new())));
+    assert_eq!(direct.0, relayed.0);
+    assert_eq!((direct.1.as_str(), relayed.1.as_str()), ("$#00", "$4#34"), "all four of the second step's");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    /// Whatever a client does, a relay changes nothing of what it gets.
+    #[test]
+    fn a_relay_is_not_noticed(bodies in prop::collection::vec(prop::sample::select(vec![
+        "vCont;s:p1.1;c", "vCont;s:p1.2", "vCont;c", "vCont;rffff800008000000,ffff800008000010:p1.1;c", "s",
+        "mffff800008000000,40", "mffff800008000004,4", "mffff800008000008,4", "mffff800008001004,4", "xffff800008000000,40",
+        "m0,40", "mffff80000807ffc0,80", "g", "p0", "p20", "p22", "pffff", "qXfer:threads:read::0,1000", "qXfer:threads:read::10,20",
+        "Mffff800008000004,2:abcd", "P0=0102030405060708", "P20=000000080080ffff", "Hgp1.1", "Hgp1.2", "Hg0", "qC", "?",
+        "Z1,ffff800008000008,4", "z1,ffff800008000008,4", "Z0,ffff800008000010,4", "qRcmd,7068797320206f6e", "qRcmd,68656c70",
+        "qRcmd,70687973206f6e", "qRcmd,70687973206f6666", "nonsense", "",
+        "vCont;s:p1.1;c|Mffff800008000004,2:abcd", "vCont;s:p1.1;c|Hgp1.2", "vCont;s:p1.1;c|vCont;s:p1.2", "p0|p20|g",
+        "vCont;s:p1.1;c|mffff800008000004,4|g",
+    ]), 0..60)) {
+        let (direct, relayed) = (conversation(&bodies, None), conversation(&bodies, Some(Relay::new())));
+        prop_assert_eq!(direct.0, relayed.0);
+    }
 }

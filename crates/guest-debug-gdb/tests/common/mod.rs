@@ -77,17 +77,23 @@ pub struct Client {
     pub stream: UnixStream,
     buffer: Vec<u8>,
     acknowledge: bool,
+    /// What came in front of the last packet.
+    notification: Option<String>,
 }
 
 impl Client {
     pub fn new(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Self { stream, buffer: Vec::new(), acknowledge: true }
+        Self { stream, buffer: Vec::new(), acknowledge: true, notification: None }
     }
 
     /// As gdb begins: features, no acknowledgements.
     pub fn greet(mut self) -> Self {
         assert!(self.ask("qSupported:multiprocess+;swbreak+;hwbreak+").contains("QStartNoAckMode+"));
+        self.without_acknowledgements()
+    }
+
+    pub fn without_acknowledgements(mut self) -> Self {
         assert_eq!(self.ask("QStartNoAckMode"), "OK");
         self.acknowledge = false;
         self
@@ -110,8 +116,21 @@ impl Client {
         self.receive_bytes().map(|body| String::from_utf8(body).unwrap())
     }
 
+    /// The notification in front of the last packet.
+    pub fn notification(&self) -> Option<String> {
+        self.notification.clone()
+    }
+
     fn receive_bytes(&mut self) -> Option<Vec<u8>> {
+        self.notification = None;
         loop {
+            let hash = self.buffer.iter().position(|byte| *byte == b'#');
+            if let (Some(b'%'), Some(hash)) = (self.buffer.first(), hash)
+                && self.buffer.len() >= hash + 3
+            {
+                self.notification = Some(String::from_utf8(self.buffer[1..hash].to_vec()).unwrap());
+                self.buffer.drain(..hash + 3);
+            }
             let start = self.buffer.iter().position(|byte| *byte == b'$');
             let hash = self.buffer.iter().position(|byte| *byte == b'#');
             if let (Some(start), Some(hash)) = (start, hash)
