@@ -1,13 +1,16 @@
 //! Holds the patches for hypervisors to their form (hypervisor-patches/README.md): they add lines and do nothing else, and
-//! carry none of the text around what they add.
+//! carry none of the text around what they add. What they say in a lock file of the crates here is what `cargo --locked` wants.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::paths;
+use crate::toolchain::cargo;
 
 /// What is wrong with a patch, and in which line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +43,21 @@ enum Problem {
     HunkLength,
     /// Deletes, renames, copies, changes a mode, or adds a file that is not text.
     Operation,
+    /// A lock file says that a crate of this repository does not depend on another one, and it does.
+    NotLocked(String, String),
+    /// The other way round.
+    LockedInVain(String, String),
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self.problem {
+        let text = match &self.problem {
+            Problem::NotLocked(package, dependency) => {
+                return write!(f, "line {}: {package} depends on {dependency} as well", self.line);
+            }
+            Problem::LockedInVain(package, dependency) => {
+                return write!(f, "line {}: {package} does not depend on {dependency}", self.line);
+            }
             Problem::Title => "the title must be \"Subject: [PATCH] component: summary\", without a final period",
             Problem::NoReason => "the message must say why, below its title",
             Problem::NoSignOff => "there is no \"Signed-off-by: name <address>\"",
@@ -68,13 +81,65 @@ pub fn check_all() -> Result<()> {
     let mut patches = Vec::new();
     collect(&paths::root().join("hypervisor-patches"), &mut patches)?;
     patches.sort();
+    let crates = crates()?;
     let mut faults = Vec::new();
     for path in patches {
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        faults.extend(check(&text).iter().map(|fault| format!("{}: {fault}", paths::short(&path))));
+        let found = check(&text).into_iter().chain(check_locks(&text, &crates));
+        faults.extend(found.map(|fault| format!("{}: {fault}", paths::short(&path))));
     }
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
     Ok(())
+}
+
+/// What a crate depends on, and whether in any case.
+type Dependencies = BTreeMap<String, bool>;
+
+/// The crates of this repository.
+fn crates() -> Result<BTreeMap<String, Dependencies>> {
+    let mut command = cargo();
+    command.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(paths::root());
+    let output = command.output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is no JSON")?;
+    Ok(list(&metadata["packages"]).map(|package| (name(package), dependencies(package))).collect())
+}
+
+fn dependencies(package: &Value) -> Dependencies {
+    let normal = list(&package["dependencies"]).filter(|dependency| dependency["kind"].is_null());
+    normal
+        .map(|dependency| (name(dependency), dependency["optional"] == false && dependency["target"].is_null()))
+        .collect()
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn name(value: &Value) -> String {
+    value["name"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Holds what a patch adds to lock files against what the crates depend on.
+fn check_locks(text: &str, crates: &BTreeMap<String, Dependencies>) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let lines: Vec<(usize, &str)> = (1..).zip(text.lines()).collect();
+    for (at, (line, text)) in lines.iter().enumerate() {
+        let quoted = text.strip_prefix("+name = \"").and_then(|rest| rest.strip_suffix('"'));
+        let Some((package, wanted)) = quoted.and_then(|name| crates.get_key_value(name)) else { continue };
+        // Up to the empty line behind the package; two versions of a crate are told apart by one behind its name.
+        let entry = lines.iter().skip(at).map_while(|(_, text)| text.strip_prefix('+').filter(|text| !text.is_empty()));
+        let locked: BTreeSet<&str> =
+            entry.filter_map(|text| text.strip_prefix(" \"")?.strip_suffix("\",")?.split(' ').next()).collect();
+        let mut fault = |problem| faults.push(Fault { line: *line, problem });
+        for (dependency, _) in wanted.iter().filter(|(name, always)| **always && !locked.contains(name.as_str())) {
+            fault(Problem::NotLocked(package.clone(), dependency.clone()));
+        }
+        for dependency in locked.iter().filter(|name| !wanted.contains_key(**name)) {
+            fault(Problem::LockedInVain(package.clone(), (*dependency).to_owned()));
+        }
+    }
+    faults
 }
 
 fn collect(directory: &Path, patches: &mut Vec<PathBuf>) -> Result<()> {
@@ -315,6 +380,22 @@ index 0000000..89abcde
         }
         assert_eq!(problems("new file mode 100644", "new file mode 120000"), [Problem::Operation], "a link");
         assert_eq!(problems("+++ b/src/lib.rs", "+++ /dev/null"), [Problem::Operation]);
+    }
+
+    #[test]
+    fn a_lock_file_says_what_a_crate_depends_on() {
+        let entry = "+[[package]]\n+name = \"beans\"\n+version = \"0.1.0\"\n+dependencies = [\n+ \"log\",\n+ \"peas 2.0.0\",\n+]\n+\n+\
+                     [[package]]\n+name = \"carrots\"\n+version = \"0.1.0\"\n+\n";
+        let problems = |dependencies: &[(&str, bool)]| {
+            let dependencies = dependencies.iter().map(|(name, always)| ((*name).to_owned(), *always)).collect();
+            let crates = BTreeMap::from([("beans".to_owned(), dependencies)]);
+            check_locks(entry, &crates).into_iter().map(|fault| (fault.line, fault.problem)).collect::<Vec<_>>()
+        };
+        assert_eq!(problems(&[("log", true), ("peas", false), ("lentils", false)]), []);
+        let not_locked = Problem::NotLocked("beans".to_owned(), "lentils".to_owned());
+        assert_eq!(problems(&[("log", true), ("peas", true), ("lentils", true)]), [(2, not_locked)]);
+        let in_vain = Problem::LockedInVain("beans".to_owned(), "peas".to_owned());
+        assert_eq!(problems(&[("log", true)]), [(2, in_vain)]);
     }
 
     #[test]
