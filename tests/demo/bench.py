@@ -62,6 +62,16 @@ def steps_with_kept_memory(times: int) -> float:
     return seconds
 
 
+def steps_through_the_relay(times: int) -> float:
+    """The same through guest-debug-relay."""
+    detach()
+    gdb.execute(f"target remote | {os.environ['BENCH_RELAY']} {os.environ['GDB_TARGET']}", to_string=True)
+    seconds = steps(times)
+    detach()
+    connect()
+    return seconds
+
+
 def step_packets(times: int) -> float:
     """Steps without anything that gdb asks around them: a packet, and its stop reply."""
     into_kernel()
@@ -173,6 +183,7 @@ def run_on(seconds: int) -> float:
 TASKS: dict[str, Callable[[int], float]] = {
     "round-trip": round_trip,
     "stepi": steps,
+    "stepi-relay": steps_through_the_relay,
     "stepi-kept": steps_with_kept_memory,
     "step-packet": step_packets,
     "onward": onward,

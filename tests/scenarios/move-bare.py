@@ -14,7 +14,7 @@ def leave() -> None:
 
 def meet(vm: Vm, expected: tuple[int, ...], calls: int) -> None:
     """Connects to a VM that has arrived, in which gdb sets nothing."""
-    gdb.execute(f"target remote {vm.address}", to_string=True)
+    connect(vm.address)
     equal("registers", registers(), expected)
     equal("thread", gdb.selected_thread().num, 1)
     equal("calls that the guest counted", calls_so_far(), calls)

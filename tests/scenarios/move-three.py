@@ -32,7 +32,7 @@ def debugger(vm: Vm) -> subprocess.Popen[str]:
     """A gdb that looks at the stop, runs to the end of the round with what the session has, and looks at the counters."""
     lines = [
         "set remotetimeout 60", f"set architecture {ARCH.gdb}", f"file {os.environ['GUEST_ELF']}",
-        f"target remote {vm.address}", 'printf "first %#lx\\n", $pc',
+        remote(vm.address), 'printf "first %#lx\\n", $pc',
         f"while $pc != {sym('agent_done'):#x}", "continue", "end",
         'printf "calls %d %d\\n", syscalls[0], syscalls[1]', "detach",
     ]

@@ -18,6 +18,7 @@ mod patches;
 mod paths;
 mod peer;
 mod progress;
+mod relay;
 mod report;
 mod run;
 mod runner;

@@ -15,6 +15,7 @@ use crate::host::KvmHost;
 use crate::packages::Tool;
 use crate::paths;
 use crate::progress::note;
+use crate::relay;
 use crate::symbols::kernel_symbols;
 use crate::vmm::{self, CMDLINE, GuestOptions, NESTED_CMDLINE};
 
@@ -90,7 +91,13 @@ pub fn run(context: &Context, options: &RunOptions) -> Result<ExitCode> {
     )?;
     note(format!("the guest runs under reference-vmm on {}", host.describe()?));
     note("attach with");
-    println!("\n    gdb-multiarch {} -ex 'target remote {}'\n", paths::short(&symbols), guest.address());
+    let target = if host.is_emulated() {
+        // A packet takes a millisecond to a guest in there.
+        format!("| {} {}", paths::short(&relay::build()?), guest.address())
+    } else {
+        guest.address()
+    };
+    println!("\n    gdb-multiarch {} -ex 'target remote {target}'\n", paths::short(&symbols));
     note(format!(
         "{}; the guest's console follows",
         if Console::is_terminal() { "Ctrl-A x ends it" } else { "Ctrl-C ends it" }

@@ -1,6 +1,8 @@
 # scenario: guest=linux cpus=2 timeout=240 moves=yes needs=hardware-breakpoint,single-step
 """A guest that is saved while one vCPU serves an interrupt, and the other one does not: both go on where it is restored."""
 
+import time
+
 from fleet import *
 from moving import *
 
@@ -8,6 +10,8 @@ from moving import *
 SERVES = "arch_timer_handler_virt"
 # It masks interrupts to idle, and serves none.
 IDLES = "cpu_do_idle"
+# A vCPU that idles has few interrupts, and how many hits of the other's come first says how fast gdb is.
+PATIENT = 60
 
 
 def serves_none(cpu: int) -> bool:
@@ -18,7 +22,8 @@ def serves_none(cpu: int) -> bool:
 def serve(cpu: int) -> None:
     """Stops this vCPU in its handler and the other one outside of any."""
     handler = hbreak(SERVES)
-    for _ in range(200):
+    deadline = time.monotonic() + PATIENT * PATIENCE
+    while time.monotonic() < deadline:
         cont_to(handler)
         if gdb.selected_thread().num == cpu + 1 and serves_none(1 - cpu):
             gdb.execute(f"thread {cpu + 1}", to_string=True)

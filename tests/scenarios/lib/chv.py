@@ -26,7 +26,7 @@ from typing import Any
 
 try:
     import gdb
-    from gdbcase import Failure
+    from gdbcase import Failure, connect
 except ImportError:  # a script without gdb
     class Failure(Exception):
         pass
@@ -227,7 +227,7 @@ def connect_spare() -> None:
         except gdb.error as error:  # it is gone already
             print(f"disconnect: {error}")
     gdb.execute("set breakpoint always-inserted off", to_string=True)
-    gdb.execute(f"target remote {os.environ['SPARE_GDB']}", to_string=True)
+    connect(os.environ["SPARE_GDB"])
 
 
 def inserted() -> list[str]:

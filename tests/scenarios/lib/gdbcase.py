@@ -3,6 +3,7 @@
 Runs inside gdb. The runner passes facts through the environment:
 
 GDB_TARGET   what `target remote` connects to
+GDB_RELAY    the program guest-debug-relay, and THROUGH_RELAY if every gdb is to come through it
 GUEST_ELF    the guest program's ELF: the bare-metal payload, or the Linux guest's agent
 KERNEL_ELF   the Linux guest's kernel symbols (Linux scenarios only)
 GDB_CPUS     how many vCPUs the guest has
@@ -274,8 +275,20 @@ def delete_all() -> None:
 
 # ---------------------------------------------------------------- connection
 
-def connect() -> None:
-    gdb.execute(f"target remote {os.environ['GDB_TARGET']}", to_string=True)
+def remote(address: str) -> str:
+    """The command that connects to a server."""
+    return f"target remote {'| ' + os.environ['GDB_RELAY'] + ' ' if 'THROUGH_RELAY' in os.environ else ''}{address}"
+
+
+def connect(address: str | None = None) -> None:
+    gdb.execute(remote(address or os.environ["GDB_TARGET"]), to_string=True)
+
+
+def answered_ahead() -> int | None:
+    """How many of gdb's requests the relay has answered by itself; None without one."""
+    output = gdb.execute("maintenance packet qGuestDebug.Saved", to_string=True)
+    received = output.split('received: "')[-1].split('"')[0]
+    return int(received, 16) if received else None
 
 
 def detach() -> None:

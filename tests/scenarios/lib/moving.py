@@ -39,7 +39,7 @@ def forget() -> None:
 def meet(vm: Vm) -> Stop:
     """Connects to another VM; where it is stopped."""
     gdb.execute("set breakpoint always-inserted off", to_string=True)
-    gdb.execute(f"target remote {vm.address}", to_string=True)
+    connect(vm.address)
     return Stop(None)
 
 

@@ -21,6 +21,7 @@ use crate::host::{KvmHost, command};
 use crate::paths;
 use crate::peer::{self, Qemu};
 use crate::progress::{Progress, note};
+use crate::relay;
 use crate::scenarios::{AgentGuest, agent_guest, cloud_hypervisor_guest};
 use crate::vmm::{self, CMDLINE, Guest};
 
@@ -63,8 +64,9 @@ const fn task(
     Task { name, unit, request, amount: amounts.0, peer_amount: amounts.1, floor }
 }
 
-const TASKS: [Task; 9] = [
+const TASKS: [Task; 10] = [
     task("gdb stepi", "1/s", "stepi", (30, 10), Floor::RoundTrip),
+    task("gdb stepi through guest-debug-relay", "1/s", "stepi-relay", (30, 10), Floor::RoundTrip),
     task("gdb stepi, memory kept while stopped", "1/s", "stepi-kept", (30, 10), Floor::RoundTrip),
     task("a step's packet and its stop reply", "1/s", "step-packet", (30, 10), Floor::RoundTrip),
     task("gdb continue to the next instruction", "1/s", "onward", (20, 5), Floor::RoundTrip),
@@ -83,8 +85,9 @@ pub(super) fn measure(context: &Context, host: &KvmHost, vmm: &Path, options: &B
     let files = agent_guest(context, host)?;
     let program = host.upload_program(vmm)?;
     let guest = vmm::start(context, host, &program, &files.options(CMDLINE))?;
-    let mut ours = Server::attach("reference-vmm", host, guest, &files)?;
-    let mut peers = options.peer.map(|peer| attach_peer(context, host, &files, peer, options)).transpose()?;
+    let relay = relay::build()?;
+    let mut ours = Server::attach("reference-vmm", host, guest, &files, &relay)?;
+    let mut peers = options.peer.map(|peer| attach_peer(context, host, &files, peer, options, &relay)).transpose()?;
     let mut figures =
         TASKS.iter().map(|task| in_turns(task, host, &mut ours, &mut peers)).collect::<Result<Vec<_>>>()?;
     figures.extend(cpu(host, &mut ours, peers.as_mut())?);
@@ -99,6 +102,7 @@ fn attach_peer(
     files: &AgentGuest,
     peer: Peer,
     options: &BenchOptions,
+    relay: &Path,
 ) -> Result<Server> {
     // Its serial port has the same name under both.
     let mut guest = files.options(&CMDLINE.replace("ttyS0", peer::CONSOLE));
@@ -109,11 +113,12 @@ fn attach_peer(
             note(qemu.version()?);
             // Its threads have names then.
             guest.extra = vec!["-name".to_owned(), "guest,debug-threads=on".to_owned()];
-            Server::attach("QEMU", host, qemu.start(&guest)?, files)
+            Server::attach("QEMU", host, qemu.start(&guest)?, files, relay)
         }
         Peer::CloudHypervisor => {
             let binary = binary.context("--peer cloud-hypervisor wants --binary")?;
-            Server::attach("cloud-hypervisor", host, cloud_hypervisor_guest(context, host, binary, &guest)?, files)
+            let guest = cloud_hypervisor_guest(context, host, binary, &guest)?;
+            Server::attach("cloud-hypervisor", host, guest, files, relay)
         }
     }
 }
@@ -194,7 +199,7 @@ struct Server {
 
 impl Server {
     /// Boots the guest, looks at its VMM, and attaches gdb.
-    fn attach(name: &'static str, host: &KvmHost, guest: Guest, files: &AgentGuest) -> Result<Self> {
+    fn attach(name: &'static str, host: &KvmHost, guest: Guest, files: &AgentGuest, relay: &Path) -> Result<Self> {
         let progress = Progress::start(format!("booting a guest under {name}, and attaching gdb"));
         files.wait(&guest)?;
         thread::sleep(REST);
@@ -207,6 +212,7 @@ impl Server {
         let mut gdb = demo::gdb(&paths::root().join("tests/demo/bench.py"));
         gdb.envs(files.facts(&guest))
             .env("BENCH_SOCKET", &socket)
+            .env("BENCH_RELAY", relay)
             .stdout(Stdio::from(output.try_clone()?))
             .stderr(Stdio::from(output));
         let mut gdb = gdb.spawn().context("cannot start gdb-multiarch")?;

@@ -30,6 +30,7 @@ use crate::packages::Tool;
 use crate::paths;
 use crate::peer::Qemu;
 use crate::progress::{note, tail};
+use crate::relay;
 use crate::report::{CaseResult, Counts, Status};
 use crate::symbols::kernel_symbols;
 use crate::vmm::GuestOptions;
@@ -83,6 +84,9 @@ pub struct ScenarioOptions {
     /// scenarios with a Linux guest are tried in Bochs as well
     #[arg(long)]
     pub all: bool,
+    /// Let gdb come through guest-debug-relay
+    #[arg(long)]
+    pub relay: bool,
     /// No scenario may take longer, for a VMM with which many never end
     #[arg(long, value_name = "SECONDS")]
     pub limit: Option<u64>,
@@ -100,6 +104,7 @@ impl Default for ScenarioOptions {
             pristine: None,
             only: Vec::new(),
             all: false,
+            relay: false,
             limit: None,
             json: None,
         }
@@ -172,8 +177,7 @@ fn suite(context: &Context, host: Option<&KvmHost>, options: &ScenarioOptions) -
         }
         (other, _) => bail!("there is no VMM {other:?}; it can be reference-vmm, cloud-hypervisor, qemu or qemu-tcg"),
     };
-    let mut suite = Suite::new(context, host, vmm.as_ref(), Abilities::All);
-    suite.debug_info = options.all;
+    let mut suite = Suite::new(context, host, vmm.as_ref(), Abilities::All).with(options)?;
     let results: Vec<_> = scenarios.iter().map(|scenario| suite.run(scenario)).collect();
     write_json(options, &results)?;
     Ok(results)
@@ -215,6 +219,8 @@ struct Suite<'a> {
     abilities: Abilities,
     /// The kernel's debug information may be fetched.
     debug_info: bool,
+    /// guest-debug-relay, and whether every gdb is to come through it.
+    relay: Option<(PathBuf, bool)>,
     /// The Linux guest that the next scenario may use.
     guest: Option<LinuxGuest>,
     /// Linux guests, by their number of vCPUs, of which there is a snapshot.
@@ -229,7 +235,11 @@ struct LinuxGuest {
 
 impl<'a> Suite<'a> {
     fn new(context: &'a Context, host: Option<&'a KvmHost>, vmm: &'a dyn Vmm, abilities: Abilities) -> Self {
-        Self { context, host, vmm, abilities, debug_info: false, guest: None, booted: BTreeMap::new() }
+        Self { context, host, vmm, abilities, debug_info: false, relay: None, guest: None, booted: BTreeMap::new() }
+    }
+
+    fn with(self, options: &ScenarioOptions) -> Result<Self> {
+        Ok(Self { debug_info: options.all, relay: Some((relay::build()?, options.relay)), ..self })
     }
 }
 
@@ -253,6 +263,10 @@ impl Suite<'_> {
             ("GUEST_ARCH", self.context.arch().name().to_owned()),
             ("PATIENCE", self.patience().to_string()),
         ]);
+        if let Some((relay, always)) = &self.relay {
+            facts.push(("GDB_RELAY", relay.display().to_string()));
+            facts.extend(always.then(|| ("THROUGH_RELAY", "yes".to_owned())));
+        }
         facts
     }
 

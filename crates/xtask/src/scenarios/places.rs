@@ -107,7 +107,7 @@ pub(crate) fn run_on_x86_64(context: &Context, options: &ScenarioOptions) -> Res
             Err(error) => return Err(error),
         };
         let vmm = ReferenceVmm::new(context, &host, options.binary.as_deref())?;
-        let mut suite = Suite::new(context, Some(&host), &vmm, Abilities::Found(BTreeMap::new()));
+        let mut suite = Suite::new(context, Some(&host), &vmm, Abilities::Found(BTreeMap::new())).with(options)?;
         suite.try_out()?;
         for scenario in tried {
             match suite.lacks(&scenario)? {
