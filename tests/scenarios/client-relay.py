@@ -7,11 +7,14 @@ os.environ["THROUGH_RELAY"] = "yes"
 
 from bare import *
 from gdbcase import *
+from rules import evaluates
 
 STEPS = 80
 
 
 def body() -> None:
+    # A server that is not of this project answers nothing ahead.
+    evaluates()
     select("none")
     finish()
     loops, changed = u64("loops"), 0
@@ -31,8 +34,6 @@ def body() -> None:
         loops = u64("loops")
     check(changed > 1, "the guest's loop was not stepped through")
     saved = (answered_ahead() or 0) - (before or 0)
-    if not saved:
-        raise Skip("this gdb server answers nothing ahead")
     check(saved >= 4 * STEPS, f"of what gdb asked after {STEPS} steps {saved} requests were answered ahead")
 
     # Ctrl-C gets through, and what runs does not look as it did.
