@@ -1,8 +1,10 @@
 //! One client's session, without any I/O: bytes and VM events in, bytes out.
 
+mod ahead;
+
 use crate::arch::RegisterNumber;
 use crate::description::GdbArch;
-use crate::frame::{Frame, FrameDecoder, encode, encode_notification, encode_with, to_hex};
+use crate::frame::{Frame, FrameDecoder, encode, encode_with, to_hex};
 use crate::gate::{self, MAX_READ, Selection, Verdict};
 use crate::target::GuestTarget;
 use crate::vm::{DebugVm, VmError, VmEvent};
@@ -13,7 +15,7 @@ use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{GdbStubBuilder, MultiThreadStopReason};
 use gdbstub::target::ext::breakpoints::WatchKind;
 use guest_debug::{Gva, StopEvent, StopReason, Unsupported};
-use guest_debug_relay::ahead::{self, Wish};
+use guest_debug_relay::ahead::{FEATURE as AHEAD, Wish};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use thiserror::Error;
@@ -303,7 +305,7 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
                 append(RULES, mark, out);
             }
             if self.selection.ahead {
-                append(format!(";{}", ahead::FEATURE).as_bytes(), mark, out);
+                append(format!(";{AHEAD}").as_bytes(), mark, out);
             }
         }
         self.remember(mark, out);
@@ -404,37 +406,6 @@ impl<'v, A: GdbArch, V: DebugVm<A>> Stub<'v, A, V> {
                 self.report(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP }, out)
             }
         }
-    }
-
-    /// Puts what the client wishes for in front of the stop reply that begins at `mark`: when that comes all is there.
-    fn answer_ahead(
-        &mut self,
-        mark: usize,
-        values: &[(RegisterNumber, Vec<u8>)],
-        out: &mut Vec<u8>,
-    ) -> Result<(), End> {
-        // A client that acknowledges would have to be waited for.
-        if self.acknowledge || self.wishes.is_empty() {
-            return Ok(());
-        }
-        let stop = out.split_off(mark);
-        let value_of = |number: u64| {
-            let (_, value) = values.iter().find(|(register, _)| u64::try_from(register.0) == Ok(number))?;
-            value.as_slice().try_into().ok().map(u64::from_le_bytes)
-        };
-        let mut requests: Vec<String> = Vec::new();
-        for request in self.wishes.iter().filter_map(|wish| wish.request(value_of)) {
-            // Two may be the same now.
-            if !requests.contains(&request) {
-                requests.push(request);
-            }
-        }
-        for request in requests {
-            encode_notification(format!("{}{request}", ahead::ANSWER).as_bytes(), out);
-            self.packet(request.as_bytes(), out)?;
-        }
-        out.extend(stop);
-        Ok(())
     }
 
     /// Shows what breakpoints have printed, as far as the client reads it.

@@ -1,37 +1,15 @@
 //! The real gdb against the mock.
-#![expect(clippy::expect_used, reason = "helpers of tests")]
 
 mod common;
 
-use common::Server;
 use common::mock::{MockVm, VIRTUAL};
+use common::{Server, gdb_at, skipped};
 use guest_debug::arm64::{Reg, SysReg};
-use std::io::Write;
 use std::process::Command;
-
-/// Says that a test was skipped. Past libtest, which would keep it to itself.
-fn skipped(reason: &str) {
-    let test = std::thread::current();
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {}: {reason}", test.name().unwrap_or("a test"));
-}
 
 /// What gdb prints for these commands, or `None` if it is not installed.
 fn gdb(server: &Server, commands: &[&str]) -> Option<String> {
-    if Command::new("gdb-multiarch").arg("--version").output().is_err() {
-        skipped("gdb-multiarch is not installed");
-        return None;
-    }
-    let mut gdb = Command::new("timeout");
-    gdb.args(["60", "gdb-multiarch", "-nx", "-batch", "-ex", "set pagination off"]);
-    gdb.arg("-ex").arg(format!("target remote {}", server.path.display()));
-    for command in commands {
-        gdb.args(["-ex", command]);
-    }
-    let output = gdb.output().expect("gdb did not start");
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    println!("{text}");
-    // Said to whoever debugs a machine without a program.
-    Some(text.replace("warning: No executable has been specified", ""))
+    gdb_at(&server.path, commands)
 }
 
 fn assert_has(text: &str, parts: &[&str]) {
@@ -176,6 +154,20 @@ fn what_a_stop_reply_says_is_not_asked_for() {
         let reads = reads_of(&packets);
         assert_eq!((reads, packets.len()), (3, 5), "{packets:?}");
     }
+}
+
+/// What the gdb guide promises of breakpoints that stay inserted.
+#[test]
+fn a_step_with_breakpoints_that_stay_costs_no_packet_more() {
+    let server = Server::start(MockVm::new(2));
+    let breakpoint = format!("hbreak *{:#x}", VIRTUAL + 0x1000);
+    let stays = "set breakpoint always-inserted on";
+    let Some(packets) = packets_of(&server, &[&breakpoint, "stepi"], &["stepi", stays, "stepi", "stepi"]) else {
+        return;
+    };
+    let breakpoints = |packets: &[String]| packets.iter().filter(|packet| packet.starts_with(['Z', 'z'])).count();
+    // The first of them puts it in.
+    assert_eq!((breakpoints(&packets[0]), breakpoints(&packets[3])), (2, 0), "{packets:?}");
 }
 
 /// What the gdb guide promises of `mem 0 0 rw cache`.

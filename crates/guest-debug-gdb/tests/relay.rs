@@ -4,11 +4,9 @@
 mod common;
 
 use common::mock::{MockVm, VIRTUAL};
-use common::{Server, TempDir};
+use common::{Server, TempDir, gdb_at};
 use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -27,26 +25,8 @@ impl Write for Recorder {
     }
 }
 
-/// What gdb prints.
-fn gdb_at(path: &Path, commands: &[String]) -> String {
-    let mut gdb = Command::new("timeout");
-    gdb.args(["60", "gdb-multiarch", "-nx", "-batch", "-ex", "set pagination off"]);
-    gdb.arg("-ex").arg(format!("target remote {}", path.display()));
-    gdb.args(commands.iter().flat_map(|command| ["-ex", command]));
-    let output = gdb.output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    println!("{text}");
-    text
-}
-
 /// What gdb prints that comes through a relay, and what the server gets of it. `None` if gdb is not installed.
 fn gdb(server: &Server, commands: &[String]) -> Option<(String, String)> {
-    if Command::new("gdb-multiarch").arg("--version").output().is_err() {
-        let test = thread::current();
-        let name = test.name().unwrap_or("a test");
-        let _ = writeln!(io::stderr(), "SKIPPED: {name}: gdb-multiarch is not installed");
-        return None;
-    }
     let directory = TempDir::new();
     let path = directory.0.join("relay");
     let listener = UnixListener::bind(&path).unwrap();
@@ -60,7 +40,7 @@ fn gdb(server: &Server, commands: &[String]) -> Option<(String, String)> {
         guest_debug_relay::run(client_side, (server.try_clone().unwrap(), Recorder(server, record))).unwrap();
         ends.iter().for_each(|end| drop(end.shutdown(std::net::Shutdown::Both)));
     });
-    let text = gdb_at(&path, commands);
+    let text = gdb_at(&path, commands)?;
     let sent = String::from_utf8_lossy(&sent.lock().unwrap()).into_owned();
     Some((text, sent))
 }
@@ -112,5 +92,5 @@ fn a_session_looks_as_it_does_without_a_relay() {
     let server = Server::start(MockVm::new(2));
     let Some((relayed, _)) = gdb(&server, &commands) else { return };
     let server = Server::start(MockVm::new(2));
-    assert_eq!(relayed, gdb_at(&server.path, &commands));
+    assert_eq!(Some(relayed), gdb_at(&server.path, &commands));
 }

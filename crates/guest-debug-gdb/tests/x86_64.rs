@@ -6,22 +6,14 @@ mod common;
 #[allow(dead_code, reason = "shared with the backend's tests")]
 mod fake_x86;
 
-use common::TempDir;
+use common::{TempDir, gdb_at};
 use fake_x86::{CAPS, COUNT, DATA, LOAD, NOP, RAM, STORE, Vm, jump};
 use guest_debug::x86_64::Reg;
 use guest_debug_gdb::{GdbServer, ListenAddress, SessionVm};
-use std::io::Write as _;
-use std::process::Command;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// What gdb prints for these commands to a VM, or `None` if it is not installed.
 fn gdb(vm: &Vm, commands: &[&str]) -> Option<String> {
-    if Command::new("gdb-multiarch").arg("--version").output().is_err() {
-        let test = std::thread::current();
-        let name = test.name().unwrap_or("a test").to_owned();
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {name}: gdb-multiarch is not installed");
-        return None;
-    }
     vm.session.detach().unwrap();
     let directory = TempDir::new();
     let path = directory.0.join("gdb");
@@ -29,19 +21,10 @@ fn gdb(vm: &Vm, commands: &[&str]) -> Option<String> {
     let shutdown = EventFd::new(EFD_NONBLOCK).unwrap();
     let (handle, theirs) = (SessionVm::new(vm.session.clone()), shutdown.try_clone().unwrap());
     let server = std::thread::spawn(move || server.run(handle, theirs).unwrap());
-    let mut gdb = Command::new("timeout");
-    gdb.args(["60", "gdb-multiarch", "-nx", "-batch", "-ex", "set pagination off"]);
-    gdb.arg("-ex").arg(format!("target remote {}", path.display()));
-    for command in commands {
-        gdb.args(["-ex", command]);
-    }
-    let output = gdb.output().unwrap();
+    let text = gdb_at(&path, commands);
     shutdown.write(1).unwrap();
     server.join().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    println!("{text}");
-    // Said to whoever debugs a machine without a program.
-    Some(text.replace("warning: No executable has been specified", ""))
+    text
 }
 
 /// Each of them behind the one before.

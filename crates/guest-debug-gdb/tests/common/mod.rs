@@ -8,7 +8,8 @@ use guest_debug_gdb::{GdbServer, ListenAddress, ServerOptions};
 use mock::MockVm;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,6 +32,29 @@ impl Drop for TempDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Says that a test was skipped. Past libtest, which would keep it to itself.
+pub fn skipped(reason: &str) {
+    let test = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {}: {reason}", test.name().unwrap_or("a test"));
+}
+
+/// What the real gdb prints for these commands to the server at this socket, or `None` if it is not installed.
+pub fn gdb_at(path: &Path, commands: &[impl AsRef<str>]) -> Option<String> {
+    if Command::new("gdb-multiarch").arg("--version").output().is_err() {
+        skipped("gdb-multiarch is not installed");
+        return None;
+    }
+    let mut gdb = Command::new("timeout");
+    gdb.args(["60", "gdb-multiarch", "-nx", "-batch", "-ex", "set pagination off"]);
+    gdb.arg("-ex").arg(format!("target remote {}", path.display()));
+    gdb.args(commands.iter().flat_map(|command| ["-ex", command.as_ref()]));
+    let output = gdb.output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{text}");
+    // Said to whoever debugs a machine without a program.
+    Some(text.replace("warning: No executable has been specified", ""))
 }
 
 /// A server in a thread of its own, shut down at the end.
